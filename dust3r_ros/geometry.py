@@ -1,0 +1,161 @@
+"""Rigid and similarity transforms, projection and the closed-form estimators the rest is built on. NumPy, float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from dust3r_ros.data import FloatArray, Intrinsics
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity:
+    """``y = scale * rotation @ x + translation``: a Sim(3) transform; ``rotation`` (3, 3), ``translation`` (3,)."""
+
+    scale: float
+    rotation: FloatArray
+    translation: FloatArray
+
+    @classmethod
+    def identity(cls) -> Similarity:
+        return cls(1.0, np.eye(3), np.zeros(3))
+
+    def apply(self, points: FloatArray) -> FloatArray:
+        """Transformed points, (..., 3)."""
+        return self.scale * (points @ self.rotation.T) + self.translation
+
+    def apply_to_pose(self, camera_to_world: FloatArray) -> FloatArray:
+        """A camera's pose (..., 4, 4) in the transformed world; stays rigid, its centre is mapped."""
+        moved = np.array(camera_to_world, dtype=np.float64)
+        moved[..., :3, :3] = self.rotation @ camera_to_world[..., :3, :3]
+        moved[..., :3, 3] = self.apply(camera_to_world[..., :3, 3])
+        return moved
+
+    def inverse(self) -> Similarity:
+        back = self.rotation.T
+        return Similarity(1 / self.scale, back, -(back @ self.translation) / self.scale)
+
+    def compose(self, inner: Similarity) -> Similarity:
+        """The transform that applies ``inner`` first, then this one."""
+        return Similarity(self.scale * inner.scale, self.rotation @ inner.rotation, self.apply(inner.translation))
+
+
+def pixel_centres(height: int, width: int) -> FloatArray:
+    """Pixel centre coordinates (H, W, 2) as (u, v); the first pixel's centre is (0.5, 0.5)."""
+    u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    return np.stack([u, v], axis=-1)
+
+
+def pixel_rays(intrinsics: Intrinsics) -> FloatArray:
+    """Rays (H, W, 3) with z = 1 through every pixel centre, camera frame."""
+    uv = pixel_centres(intrinsics.height, intrinsics.width)
+    x = (uv[..., 0] - intrinsics.cx) / intrinsics.fx
+    y = (uv[..., 1] - intrinsics.cy) / intrinsics.fy
+    return np.stack([x, y, np.ones_like(x)], axis=-1)
+
+
+def backproject(depth: FloatArray, intrinsics: Intrinsics) -> FloatArray:
+    """Points (H, W, 3) in the camera frame from z-depth (H, W), in depth's unit."""
+    return pixel_rays(intrinsics) * np.asarray(depth)[..., None]
+
+
+def project(points: FloatArray, intrinsics: Intrinsics) -> FloatArray:
+    """Pixel coordinates (..., 2) of camera-frame points (..., 3); NaN where z <= 0."""
+    z = np.where(points[..., 2] > 0, points[..., 2], np.nan)
+    u = intrinsics.fx * points[..., 0] / z + intrinsics.cx
+    v = intrinsics.fy * points[..., 1] / z + intrinsics.cy
+    return np.stack([u, v], axis=-1)
+
+
+def transform_points(pose: FloatArray, points: FloatArray) -> FloatArray:
+    """Points (..., 3) through a rigid transform (4, 4)."""
+    return points @ pose[:3, :3].T + pose[:3, 3]
+
+
+def make_pose(rotation: FloatArray, translation: FloatArray) -> FloatArray:
+    """(4, 4) from a rotation (3, 3) and a translation (3,)."""
+    pose = np.eye(4)
+    pose[:3, :3] = rotation
+    pose[:3, 3] = translation
+    return pose
+
+
+def invert_pose(pose: FloatArray) -> FloatArray:
+    """Inverse of rigid transforms (..., 4, 4)."""
+    inverse = np.zeros_like(pose, dtype=np.float64)
+    back = np.swapaxes(pose[..., :3, :3], -1, -2)
+    inverse[..., :3, :3] = back
+    inverse[..., :3, 3] = -np.einsum("...ij,...j->...i", back, pose[..., :3, 3])
+    inverse[..., 3, 3] = 1.0
+    return inverse
+
+
+def rotation_angle_deg(rotation: FloatArray) -> FloatArray:
+    """Angle of rotations (..., 3, 3), degrees; exact for small angles too."""
+    flat = np.asarray(rotation, dtype=np.float64).reshape(-1, 3, 3)
+    angles = np.degrees(Rotation.from_matrix(flat).magnitude())
+    return angles.reshape(np.shape(rotation)[:-2])
+
+
+def quaternion_xyzw(rotation: FloatArray) -> FloatArray:
+    """Unit quaternions (..., 4) as x, y, z, w from rotations (..., 3, 3)."""
+    return Rotation.from_matrix(rotation).as_quat()
+
+
+def rotation_from_quaternion(xyzw: FloatArray) -> FloatArray:
+    """Rotations (..., 3, 3) from quaternions (..., 4) as x, y, z, w; they need not be unit."""
+    return Rotation.from_quat(xyzw).as_matrix()
+
+
+def procrustes(source: FloatArray, target: FloatArray, weights: FloatArray | None = None) -> Similarity:
+    """The similarity that best maps ``source`` (N, 3) onto ``target`` (N, 3), weighted least squares.
+
+    Closed form by Umeyama, PAMI 1991, equations 34 to 43, with weights (N,) >= 0. Raises ValueError when
+    fewer than three points have weight or all coincide.
+    """
+    source = np.asarray(source, dtype=np.float64)
+    target = np.asarray(target, dtype=np.float64)
+    w = np.ones(len(source)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if np.count_nonzero(w > 0) < 3:
+        raise ValueError(f"procrustes needs at least 3 points with weight, got {np.count_nonzero(w > 0)}")
+    w = w / w.sum()
+    mean_source, mean_target = w @ source, w @ target
+    centred_source, centred_target = source - mean_source, target - mean_target
+    variance = float(w @ (centred_source**2).sum(axis=1))
+    if not variance > 0:
+        raise ValueError("procrustes needs points that do not all coincide")
+    u, singular, vt = np.linalg.svd((centred_target * w[:, None]).T @ centred_source)
+    sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt))])
+    rotation = (u * sign) @ vt
+    scale = float((singular * sign).sum() / variance)
+    return Similarity(scale, rotation, mean_target - scale * rotation @ mean_source)
+
+
+def estimate_focal(
+    points: FloatArray, confidence: FloatArray | None = None, principal_point: tuple[float, float] | None = None,
+    iterations: int = 10,
+) -> float:  # fmt: skip
+    """The focal length, pixels, under which a pointmap (H, W, 3) falls on its own pixels.
+
+    Robust to outliers by Weiszfeld's iteration (DUSt3R, section 3.3): minimises
+    ``sum conf * |uv - focal * xy / z|`` with ``uv`` relative to the principal point (u, v; the image centre if
+    None). Points with z <= 0, NaN or confidence 0 are left out. Raises ValueError when none remains.
+    """
+    height, width = points.shape[:2]
+    cx, cy = principal_point if principal_point is not None else (width / 2, height / 2)
+    uv = (pixel_centres(height, width) - (cx, cy)).reshape(-1, 2)
+    flat = np.asarray(points, dtype=np.float64).reshape(-1, 3)
+    weight = np.ones(len(flat)) if confidence is None else np.asarray(confidence, dtype=np.float64).ravel()
+    use = np.isfinite(flat).all(axis=1) & (flat[:, 2] > 0) & (weight > 0)
+    if not use.any():
+        raise ValueError("no point lies in front of the camera: the focal cannot be estimated")
+    uv, weight, xy = uv[use], weight[use], flat[use, :2] / flat[use, 2:]
+    dot_uv, dot_xy = (uv * xy).sum(axis=1), (xy * xy).sum(axis=1)
+    focal = float((weight * dot_uv).sum() / (weight * dot_xy).sum())
+    for _ in range(iterations):
+        distance = np.linalg.norm(uv - focal * xy, axis=1)
+        w = weight / np.maximum(distance, 1e-6)
+        focal = float((w * dot_uv).sum() / (w * dot_xy).sum())
+    return focal

@@ -1,0 +1,61 @@
+"""The one interface through which the pipeline asks for pairwise pointmaps.
+
+``network.NetworkPredictor`` implements it with DUSt3R, ``geometric.GeometricPredictor`` with classical
+two-view geometry. Further predictors only need to follow this class.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from dust3r_ros.data import Intrinsics, PairPrediction, PreparedImage
+
+Encoded = TypeVar("Encoded")
+
+
+@dataclass(frozen=True)
+class PredictorInfo:
+    """What a user is told about the predictor in use."""
+
+    name: str
+    trained: bool
+    licence: str
+    device: str
+
+
+@dataclass(frozen=True)
+class ImageSize:
+    """The image form a predictor wants: long side in pixels, sides a multiple, optionally a square crop."""
+
+    long_side: int
+    multiple: int = 16
+    square: bool = False
+
+
+class PairPredictor(ABC, Generic[Encoded]):
+    """Two views in; the pointmaps and confidences of both, in the first's camera frame, out."""
+
+    @property
+    @abstractmethod
+    def info(self) -> PredictorInfo:
+        """Name, licence and device."""
+
+    @property
+    @abstractmethod
+    def image_size(self) -> ImageSize:
+        """The image form this predictor works best with."""
+
+    @abstractmethod
+    def encode(self, image: PreparedImage, camera: str, intrinsics: Intrinsics | None = None) -> Encoded:
+        """What is kept of one image for all its pairs. Called once an image.
+
+        ``camera`` names the physical camera (predictors may pool its intrinsics over images);
+        ``intrinsics`` are given when known, for the prepared image.
+        """
+
+    @abstractmethod
+    def predict(self, pairs: Sequence[tuple[Encoded, Encoded]]) -> list[PairPrediction]:
+        """One prediction for each ordered pair (i, j), in order. Pairs are evaluated in batches."""
