@@ -122,9 +122,7 @@ class MapConfig:
     voxel_size: float = option(
         0.01, "Edge of a map voxel as a fraction of the first keyframe's median depth; 0 keeps every point",
         minimum=0.0, maximum=1.0)  # fmt: skip
-    max_points: int = option(
-        2_000_000, "Points kept in the map; older voxels with few observations go first", minimum=1000
-    )
+    max_points: int = option(2_000_000, "Points kept in the map; voxels seen least go first", minimum=1000)
 
 
 @dataclass(frozen=True)
@@ -135,9 +133,7 @@ class ReconstructorConfig:
     device: str = option("auto", "Torch device: auto, cpu, cuda, cuda:N")
     dtype: str = option(
         "auto", "Precision of the network", choices=("auto", "float32", "bfloat16", "float16"))  # fmt: skip
-    image_size: int = option(
-        0, "Long side of the images the predictor sees, pixels; 0 is the predictor's own", minimum=0
-    )
+    image_size: int = option(0, "Long side of the predictor's images, pixels; 0 is its own choice", minimum=0)
     window: int = option(3, "Keyframes before a new one that it is paired with", minimum=1, maximum=50)
     intrinsics: str = option(
         "estimate", "Use the camera's given intrinsics, or estimate them from the images",
@@ -156,9 +152,7 @@ class NodeConfig:
     camera_frame: str = option("", "Frame of the camera; empty takes it from the images' headers")
     publish_tf: bool = option(True, "Publish map -> camera on TF")
     queue_size: int = option(4, "Keyframes that may wait for the worker; the newest win", minimum=1, maximum=100)
-    map_period: float = option(
-        1.0, "Shortest time between two publications of the map, seconds", minimum=0.0, live=True
-    )
+    map_period: float = option(1.0, "Shortest time between two maps, seconds", minimum=0.0, live=True)
     reconstructor: ReconstructorConfig = group(ReconstructorConfig, flat=True)
 
 
