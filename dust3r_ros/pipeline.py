@@ -1,0 +1,264 @@
+"""From images to a map: incrementally, keyframe by keyframe (``Reconstructor``), or all at once (``reconstruct``)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from dust3r_ros.alignment import AlignmentUpdate, IncrementalAligner, align
+from dust3r_ros.config import ReconstructorConfig
+from dust3r_ros.data import (
+    ByteImage,
+    Edge,
+    FloatArray,
+    Intrinsics,
+    Keyframe,
+    PreparedImage,
+    Scene,
+    StageTimes,
+    Update,
+    ViewEstimate,
+)
+from dust3r_ros.images import prepare
+from dust3r_ros.keyframes import KeyframeDecision, KeyframeSelector
+from dust3r_ros.mapping.fuse import FusedMap
+from dust3r_ros.pairing import SceneGraph, make_pairs
+from dust3r_ros.predictor import ImageSize, PairPredictor, PredictorInfo
+
+log = logging.getLogger(__name__)
+
+
+def load_predictor(config: ReconstructorConfig) -> PairPredictor[Any]:
+    """The pair predictor a configuration names: ``geometric``, or a network's checkpoint.
+
+    Raises CheckpointError for a checkpoint that cannot be loaded.
+    """
+    if config.checkpoint == "geometric":
+        from dust3r_ros.geometric import GeometricPredictor
+
+        return GeometricPredictor()
+    from dust3r_ros.network import NetworkPredictor, load_model
+
+    return NetworkPredictor(load_model(config.checkpoint, device=config.device, dtype=config.dtype))
+
+
+def predictor_image_size(config: ReconstructorConfig, predictor: PairPredictor[Any]) -> ImageSize:
+    """The predictor's image size, with the long side the configuration asks for."""
+    size = predictor.image_size
+    return replace(size, long_side=config.image_size) if config.image_size else size
+
+
+@dataclass(frozen=True, eq=False)
+class _WindowEntry:
+    keyframe: Keyframe
+    encoded: Any
+    intrinsics: Intrinsics | None
+
+
+@dataclass(eq=False)
+class _Stopwatch:
+    milliseconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.milliseconds[f"{name}_ms"] = 1e3 * (time.perf_counter() - start)
+
+    def times(self) -> StageTimes:
+        return StageTimes(**self.milliseconds)
+
+
+class Reconstructor:
+    """Incremental reconstruction of the images of one or several cameras.
+
+    ``add`` does everything for one image. A node calls its two halves from two threads instead:
+    ``select`` for every image, which is cheap, and ``reconstruct`` for those that were taken.
+    """
+
+    def __init__(self, config: ReconstructorConfig | None = None, predictor: PairPredictor[Any] | None = None) -> None:
+        self.config = config or ReconstructorConfig()
+        self._predictor = predictor or load_predictor(self.config)
+        self._image_size = predictor_image_size(self.config, self._predictor)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the map, the path and every keyframe; the model stays loaded."""
+        self._selectors: dict[str, KeyframeSelector] = {}
+        self._offered = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.map = FusedMap(self.config.map)
+        self._aligner = IncrementalAligner(self.config.alignment, self.config.window)
+        self._window: deque[_WindowEntry] = deque(maxlen=self.config.window)
+        self._keyframes: dict[int, Keyframe] = {}
+        self._poses: dict[int, FloatArray] = {}
+        self._lost = 0
+
+    @property
+    def info(self) -> PredictorInfo:
+        """What predicts the pointmaps."""
+        return self._predictor.info
+
+    def add(
+        self, image: ByteImage, stamp_ns: int, camera: str = "camera", intrinsics: Intrinsics | None = None
+    ) -> Update | None:
+        """Offer an image (H, W, 3) uint8 RGB; an Update when it became a keyframe, else None.
+
+        ``intrinsics`` are for this image's own size; they are used when the configuration says ``given``.
+        """
+        if not self.select(image, stamp_ns, camera).take:
+            return None
+        return self.reconstruct(image, stamp_ns, camera, intrinsics)
+
+    def select(self, image: ByteImage, stamp_ns: int, camera: str = "camera") -> KeyframeDecision:
+        """Whether an image (H, W, 3) uint8 RGB should become a keyframe; costs a few milliseconds."""
+        if camera not in self._selectors:
+            self._selectors[camera] = KeyframeSelector(self.config.keyframes)
+        return self._selectors[camera].consider(image, stamp_ns)
+
+    def reconstruct(
+        self, image: ByteImage, stamp_ns: int, camera: str = "camera", intrinsics: Intrinsics | None = None
+    ) -> Update:
+        """Make an image a keyframe: encode it, pair it with the window, align, fuse.
+
+        An image that shares nothing with the window is not registered: the Update says so in
+        ``view.registered``, the map stays as it is and the next image is paired with the same window.
+        """
+        watch = _Stopwatch()
+        prepared = prepare(image, self._image_size)
+        known = self._known(prepared, intrinsics)
+        keyframe = self._new_keyframe(stamp_ns, camera, prepared)
+        with watch.stage("encode"):
+            new = _WindowEntry(keyframe, self._predictor.encode(prepared, camera, known), known)
+        with watch.stage("decode"):
+            edges = self._predict(new)
+        with watch.stage("align"):
+            aligned = self._align(new, edges)
+        with watch.stage("fuse"):
+            self._remember(new, aligned)
+        return Update(
+            keyframe=keyframe,
+            view=aligned.view,
+            intrinsics=prepared.transform.to_original(aligned.view.intrinsics),
+            focal_spread_px=aligned.focal_spread_px / prepared.transform.scale_x,
+            moved=aligned.moved,
+            times=watch.times(),
+        )
+
+    def trajectory(self) -> list[tuple[int, FloatArray]]:
+        """(stamp_ns, camera_to_world (4, 4)) of every registered keyframe, newest estimates, in order."""
+        return [(self._keyframes[index].stamp_ns, pose) for index, pose in sorted(self._poses.items())]
+
+    def _new_keyframe(self, stamp_ns: int, camera: str, prepared: PreparedImage) -> Keyframe:
+        self._offered += 1
+        return Keyframe(self._offered - 1, stamp_ns, camera, prepared)
+
+    def _known(self, prepared: PreparedImage, intrinsics: Intrinsics | None) -> Intrinsics | None:
+        if self.config.intrinsics != "given" or intrinsics is None:
+            return None
+        return prepared.transform.to_network(intrinsics)
+
+    def _predict(self, new: _WindowEntry) -> list[Edge]:
+        ordered = [pair for old in self._window for pair in ((old, new), (new, old))]
+        predictions = self._predictor.predict([(a.encoded, b.encoded) for a, b in ordered])
+        return [
+            Edge(a.keyframe.index, b.keyframe.index, prediction) for (a, b), prediction in zip(ordered, predictions)
+        ]
+
+    def _align(self, new: _WindowEntry, edges: Sequence[Edge]) -> AlignmentUpdate:
+        image = new.keyframe.image
+        return self._aligner.add(
+            new.keyframe.index,
+            edges,
+            camera=new.keyframe.camera,
+            size=(image.height, image.width),
+            intrinsics=new.intrinsics,
+        )
+
+    def _remember(self, new: _WindowEntry, aligned: AlignmentUpdate) -> None:
+        if not aligned.view.registered:
+            self._lose(new)
+            return
+        self._lost = 0
+        index = new.keyframe.index
+        self._window.append(new)
+        self._keyframes[index] = new.keyframe
+        self._poses[index] = aligned.view.camera_to_world
+        self.map.add(index, aligned.view, new.keyframe.image.pixels)
+        for moved_index, view in aligned.moved.items():
+            self._poses[moved_index] = view.camera_to_world
+            self.map.replace(moved_index, view)
+
+    def _lose(self, new: _WindowEntry) -> None:
+        self._lost += 1
+        log.warning("keyframe %d shares nothing with the map (%d in a row)", new.keyframe.index, self._lost)
+        if len(self._keyframes) == 1:  # nothing is mapped yet: begin again from here
+            log.warning("starting the map anew from this keyframe")
+            self._begin()
+            self._remember(new, self._align(new, []))
+
+
+@dataclass(frozen=True, eq=False)
+class SourceImage:
+    """One image of a batch, loaded when it is needed.
+
+    ``load`` returns (H, W, 3) uint8 RGB; ``intrinsics`` are for that size, None when unknown;
+    images of one ``camera`` and one size share a focal.
+    """
+
+    name: str
+    load: Callable[[], ByteImage]
+    camera: str = "camera"
+    intrinsics: Intrinsics | None = None
+    stamp_ns: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class BatchResult:
+    """A scene, with one view for each image, in order; ``images`` are as the predictor saw them."""
+
+    scene: Scene
+    images: tuple[PreparedImage, ...]
+
+
+def reconstruct(
+    sources: Sequence[SourceImage],
+    config: ReconstructorConfig | None = None,
+    predictor: PairPredictor[Any] | None = None,
+    pairs: Sequence[tuple[int, int]] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> BatchResult:
+    """All images at once: every pair of the scene graph, then global alignment.
+
+    ``pairs`` are directed (i, j); all pairs, both ways, when None. ``progress`` is called with a stage's name,
+    the work done and the whole. Raises AlignmentError when no two images can be brought together.
+    """
+    config = config or ReconstructorConfig()
+    predictor = predictor or load_predictor(config)
+    pairs = pairs if pairs is not None else make_pairs(len(sources), SceneGraph.COMPLETE)
+    report = progress or (lambda stage, done, whole: None)
+    size = predictor_image_size(config, predictor)
+    prepared, cameras, known, encoded = [], [], [], []
+    for done, source in enumerate(sources):
+        report("encode", done, len(sources))
+        image = prepare(source.load(), size)
+        use = source.intrinsics if config.intrinsics == "given" else None
+        camera = f"{source.camera} {image.transform.original_width}x{image.transform.original_height}"
+        prepared.append(image)
+        cameras.append(camera)
+        known.append(image.transform.to_network(use) if use is not None else None)
+        encoded.append(predictor.encode(image, camera, known[-1]))
+    report("decode", 0, len(pairs))
+    predictions = predictor.predict([(encoded[i], encoded[j]) for i, j in pairs])
+    report("align", 0, 1)
+    edges = [Edge(i, j, prediction) for (i, j), prediction in zip(pairs, predictions)]
+    scene = align(edges, len(sources), config.alignment, intrinsics=known, cameras=cameras)
+    report("align", 1, 1)
+    return BatchResult(scene, tuple(prepared))
