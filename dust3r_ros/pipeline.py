@@ -22,7 +22,6 @@ from dust3r_ros.data import (
     Scene,
     StageTimes,
     Update,
-    ViewEstimate,
 )
 from dust3r_ros.images import prepare
 from dust3r_ros.keyframes import KeyframeDecision, KeyframeSelector
