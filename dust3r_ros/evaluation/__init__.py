@@ -1,0 +1,1 @@
+"""How good a reconstruction is: errors against the truth of posed image packs."""
