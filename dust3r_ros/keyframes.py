@@ -1,0 +1,267 @@
+"""Which images become keyframes: decided on every image, cheaply, by what the camera sees and not by time.
+
+Corners of the last keyframe are followed through a small grey copy of each image by pyramidal Lucas-Kanade. What of
+their motion a pure rotation cannot explain is parallax, the part two-view geometry and DUSt3R live from; how much of
+the keyframe's area is still in view is overlap. A camera that stands still gives neither, a turning one only overlap.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import cv2
+import numpy as np
+
+from dust3r_ros.config import KeyframeConfig
+from dust3r_ros.data import BoolArray, ByteImage, FloatArray
+
+WIDTH_PX = 240  # of the small copy's long side
+CORNERS = 250
+MIN_CORNERS = 12  # fewer, and an image cannot be followed
+MIN_SURVIVING = 0.2  # share of the keyframe's corners below which it counts as lost
+ROUND_TRIP_PX = 0.7
+REANCHOR_PX = 8.0
+NOMINAL_FOCAL = 0.9  # in long sides: 58 degrees across
+SHARPNESS_MEMORY = 31
+MAX_WAIT_NS = 500_000_000
+MAX_WAIT_IMAGES = 15
+CRITICAL_OVERLAP = 0.75  # times min_overlap: a blurred image is taken rather than losing the map
+
+
+class KeyframeReason(Enum):
+    """Why an image was taken, or not."""
+
+    FIRST = "first image"
+    EVERY = "every image is taken"
+    PARALLAX = "parallax"
+    OVERLAP = "little overlap"
+    LOST = "tracks lost"
+    NEAR = "too near the last keyframe"
+    BLURRED = "waits for a sharper image"
+    NO_TEXTURE = "nothing to follow"
+
+
+@dataclass(frozen=True)
+class KeyframeDecision:
+    """What was decided on one image.
+
+    ``parallax`` is the median image motion since the last keyframe that a pure rotation leaves, as a fraction of the
+    long side; ``overlap`` the share of the last keyframe's area still in view (0 when lost); ``sharpness`` the
+    variance of the Laplacian relative to its median over the recent images.
+    """
+
+    take: bool
+    reason: KeyframeReason
+    parallax: float
+    overlap: float
+    sharpness: float
+
+
+class KeyframeSelector:
+    """Decides image by image for one camera; an image it takes becomes the one later images are compared with."""
+
+    def __init__(self, config: KeyframeConfig | None = None) -> None:
+        self.config = config or KeyframeConfig()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images: the next one is taken as the first."""
+        self._tracks: _Tracks | None = None
+        self._sharpness: deque[float] = deque(maxlen=SHARPNESS_MEMORY)
+        self._waiting_since_ns: int | None = None
+        self._waited = 0
+
+    def consider(self, image: ByteImage, stamp_ns: int) -> KeyframeDecision:
+        """Whether an image, (H, W, 3) uint8 RGB or (H, W) grey, taken at ``stamp_ns``, should be a keyframe.
+
+        Images of one camera, in order. Raises ValueError for another form.
+        """
+        grey = _small_grey(image)
+        decision = self._decide(grey, self._relative_sharpness(grey), stamp_ns)
+        if decision.take:
+            self._tracks = _Tracks.start(grey)
+            self._waiting_since_ns, self._waited = None, 0
+        return decision
+
+    def _decide(self, grey: ByteImage, sharpness: float, stamp_ns: int) -> KeyframeDecision:
+        if self.config.every_image:
+            return KeyframeDecision(True, KeyframeReason.EVERY, 0.0, 1.0, sharpness)
+        if self._tracks is None or self._tracks.grey.shape != grey.shape:
+            return self._first(grey, sharpness)
+        motion = self._tracks.follow(grey)
+        wish = self._wish(motion)
+        decision = KeyframeDecision(wish is not KeyframeReason.NEAR, wish, motion.parallax, motion.overlap, sharpness)
+        if not decision.take:
+            self._waiting_since_ns, self._waited = None, 0
+            return decision
+        if wish is KeyframeReason.LOST and not _has_texture(grey):
+            return replace(decision, take=False, reason=KeyframeReason.NO_TEXTURE)
+        if sharpness < self.config.max_blur and self._may_wait(motion, stamp_ns):
+            return replace(decision, take=False, reason=KeyframeReason.BLURRED)
+        return decision
+
+    def _first(self, grey: ByteImage, sharpness: float) -> KeyframeDecision:
+        good = _has_texture(grey)
+        return KeyframeDecision(good, KeyframeReason.FIRST if good else KeyframeReason.NO_TEXTURE, 0.0, 0.0, sharpness)
+
+    def _wish(self, motion: _Motion) -> KeyframeReason:
+        if motion.lost:
+            return KeyframeReason.LOST
+        if motion.overlap < self.config.min_overlap:
+            return KeyframeReason.OVERLAP
+        return KeyframeReason.PARALLAX if motion.parallax >= self.config.min_parallax else KeyframeReason.NEAR
+
+    def _may_wait(self, motion: _Motion, stamp_ns: int) -> bool:
+        """Bounded, in time and in images; while the keyframe is still well in view, or lost to the blur itself."""
+        if not motion.lost and motion.overlap < CRITICAL_OVERLAP * self.config.min_overlap:
+            return False
+        if self._waiting_since_ns is None:
+            self._waiting_since_ns = stamp_ns
+        self._waited += 1
+        return self._waited <= MAX_WAIT_IMAGES and abs(stamp_ns - self._waiting_since_ns) <= MAX_WAIT_NS
+
+    def _relative_sharpness(self, grey: ByteImage) -> float:
+        value = float(cv2.Laplacian(grey, cv2.CV_32F).var())
+        self._sharpness.append(value)
+        return value / max(float(np.median(self._sharpness)), 1e-6)
+
+
+@dataclass(frozen=True)
+class _Motion:
+    parallax: float
+    overlap: float
+    lost: bool = False
+
+
+_LOST = _Motion(0.0, 0.0, lost=True)
+
+
+class _Tracks:
+    """The last keyframe's corners, followed to the newest image.
+
+    They are followed from an anchor image: the keyframe itself, so that a standing camera collects no drift, until
+    they have moved or dwindled so much that a newer image serves better. ``reference`` (N, 2) in the keyframe,
+    ``anchored`` (N, 2) in the anchor; both shrink together as corners are lost.
+    """
+
+    def __init__(self, grey: ByteImage, corners: FloatArray) -> None:
+        self.grey = grey
+        self.reference = corners
+        self.anchored = corners
+        self._guess = corners
+        self._started_with = len(corners)
+
+    @classmethod
+    def start(cls, grey: ByteImage) -> _Tracks:
+        return cls(grey, _corners(grey))
+
+    def follow(self, grey: ByteImage) -> _Motion:
+        """Motion since the keyframe; an image in which it is lost leaves the tracks as they were."""
+        least = max(MIN_CORNERS, round(MIN_SURVIVING * self._started_with))
+        if len(self.anchored) < least:
+            return _LOST
+        now, kept = _flow(self.grey, grey, self.anchored, self._guess)
+        if np.count_nonzero(kept) < least:
+            now, kept = _flow(self.grey, grey, self.anchored, self.anchored)
+        if np.count_nonzero(kept) < least:
+            return _LOST
+        self._guess = np.where(kept[:, None], now, self._guess)
+        motion = _Motion(
+            _parallax(self.reference[kept], now[kept], grey.shape),
+            _overlap(self.reference[kept], now[kept], grey.shape),
+        )
+        moved = float(np.median(np.linalg.norm(now[kept] - self.anchored[kept], axis=1)))
+        if moved > REANCHOR_PX or np.count_nonzero(kept) < 0.7 * len(kept):
+            self._move_anchor(grey, now, kept)
+        return motion
+
+    def _move_anchor(self, grey: ByteImage, now: FloatArray, kept: BoolArray) -> None:
+        self.grey = grey
+        self.reference = self.reference[kept]
+        self.anchored = self._guess = now[kept]
+
+
+def _small_grey(image: ByteImage) -> ByteImage:
+    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+        raise ValueError(f"image must be (H, W, 3) or (H, W) uint8, got {image.shape} {image.dtype}")
+    height, width = image.shape[:2]
+    scale = WIDTH_PX / max(height, width)
+    if scale < 1:
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8) if image.ndim == 3 else image
+
+
+def _corners(grey: ByteImage) -> FloatArray:
+    found = cv2.goodFeaturesToTrack(grey, CORNERS, 0.01, 6)
+    return np.zeros((0, 2), np.float32) if found is None else np.asarray(found, dtype=np.float32).reshape(-1, 2)
+
+
+def _has_texture(grey: ByteImage) -> bool:
+    return len(_corners(grey)) >= MIN_CORNERS and float(grey.std()) > 2.0
+
+
+def _flow(first: ByteImage, second: ByteImage, points: FloatArray, guess: FloatArray) -> tuple[FloatArray, BoolArray]:
+    """Where points (N, 2) of the first image are in the second, and which of them come back (N,)."""
+    there, found = _lucas_kanade(first, second, points, guess)
+    back, returned = _lucas_kanade(second, first, there, points)
+    height, width = second.shape
+    inside = (there >= 0).all(axis=1) & (there[:, 0] < width) & (there[:, 1] < height)
+    near = np.linalg.norm(back - points, axis=1) < ROUND_TRIP_PX
+    return there, found & returned & inside & near
+
+
+def _lucas_kanade(
+    first: ByteImage, second: ByteImage, points: FloatArray, guess: FloatArray
+) -> tuple[FloatArray, BoolArray]:
+    there, found, _ = cv2.calcOpticalFlowPyrLK(
+        first, second, points, guess.copy(), winSize=(15, 15), maxLevel=3, flags=cv2.OPTFLOW_USE_INITIAL_FLOW
+    )
+    return np.asarray(there, dtype=np.float32), np.asarray(found).ravel().astype(bool)
+
+
+def _parallax(first: FloatArray, second: FloatArray, shape: tuple[int, ...]) -> float:
+    """Median residual of the best rotation (Kabsch on rays of a nominal focal, reweighted), in long sides."""
+    side = max(shape)
+    a, b = _rays(first, shape), _rays(second, shape)
+    weights = np.ones(len(a))
+    for _ in range(4):
+        u, _, vt = np.linalg.svd((b * weights[:, None]).T @ a)
+        rotation = (u * (1.0, 1.0, np.linalg.det(u @ vt))) @ vt
+        turned = a @ rotation.T
+        turned = turned[:, :2] / np.maximum(turned[:, 2:], 1e-3)
+        residual = np.linalg.norm(turned - b[:, :2] / b[:, 2:], axis=1) * NOMINAL_FOCAL
+        weights = 1 / np.maximum(residual, 0.5 / side)
+    return float(np.median(residual))
+
+
+def _rays(points: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+    height, width = shape[:2]
+    centred = (points + 0.5 - (width / 2, height / 2)) / (NOMINAL_FOCAL * max(width, height))
+    rays = np.column_stack([centred, np.ones(len(centred))])
+    return rays / np.linalg.norm(rays, axis=1, keepdims=True)
+
+
+def _overlap(first: FloatArray, second: FloatArray, shape: tuple[int, ...]) -> float:
+    """Share of the first image's area that a similarity transform, fitted robustly, leaves inside the second."""
+    height, width = shape[:2]
+    offset = np.array([width / 2, height / 2])
+    a = (first - offset) @ (1, 1j)
+    b = (second - offset) @ (1, 1j)
+    weights = np.ones(len(a))
+    for _ in range(4):
+        mean_a, mean_b = (weights @ a) / weights.sum(), (weights @ b) / weights.sum()
+        spread = (weights * abs(a - mean_a) ** 2).sum()
+        turn = (weights * (a - mean_a).conj() * (b - mean_b)).sum() / max(spread, 1e-6)
+        weights = 1 / np.maximum(abs(turn * (a - mean_a) + mean_b - b), 1.0)
+    corner = np.array([-1 - 1j, 1 - 1j, 1 + 1j, -1 + 1j])
+    frame = corner.real * offset[0] + 1j * corner.imag * offset[1]
+    seen = turn * (frame - mean_a) + mean_b
+    moved = np.column_stack([seen.real, seen.imag]).astype(np.float32)
+    fixed = np.column_stack([frame.real, frame.imag]).astype(np.float32)
+    area = abs(turn) ** 2 * width * height
+    if not 0.05 < abs(turn) < 20:
+        return 0.0
+    return float(min(1.0, cv2.intersectConvexConvex(moved, fixed)[0] / area))
