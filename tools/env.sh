@@ -25,27 +25,27 @@ _front() {
     export "$1=${_list%:}"
 }
 
-_venv="${DUST3R_ROS_VENV:-$_root/.venv}"
-_front PATH "$_venv/bin"
-_packages="$("$_venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-_version="${_packages#"$_venv/lib/"}"
-if [ -d "$_venv/share/rclpy" ]; then # the wheels are a ROS prefix
+_front PATH "$_root/.venv/bin"
+for _packages in "$_root"/.venv/lib/python3*/site-packages; do :; done
+_python="${_packages%/*}"
+_python="${_python##*/}" # python3.11
+if [ -d "$_root/.venv/share/rclpy" ]; then # the wheels are a ROS prefix
     for _folder in "$_packages"/ros_*.libs; do _front LD_LIBRARY_PATH "$_folder"; done
-    _front LD_LIBRARY_PATH "$_venv/lib"
-    _front AMENT_PREFIX_PATH "$_venv"
-    _front CMAKE_PREFIX_PATH "$_venv"
+    _front LD_LIBRARY_PATH "$_root/.venv/lib"
+    _front AMENT_PREFIX_PATH "$_root/.venv"
+    _front CMAKE_PREFIX_PATH "$_root/.venv"
     export _ROS_WHEELS_BOOTSTRAP_COMPLETE=1 # the library path is set: the wheels need not restart Python
-    export ROS_VERSION=2 ROS_PYTHON_VERSION=3 ROS_DISTRO="${ROS_DISTRO:-kilted}"
+    export ROS_VERSION=2 ROS_PYTHON_VERSION=3 ROS_DISTRO=kilted
 fi
-if [ -d "$_root/install/share/dust3r_ros" ]; then # what `make build` made, after the sources: edits count at once
+if [ -d "$_root/install/share/dust3r_ros" ] && [ -z "${DUST3R_ROS_UNDERLAY_ONLY:-}" ]; then # what `make build` made
     _front LD_LIBRARY_PATH "$_root/install/lib"
     _front AMENT_PREFIX_PATH "$_root/install"
     _front CMAKE_PREFIX_PATH "$_root/install"
-    for _folder in "$_root/install/lib/${_version%%/*}"/*-packages "$_root/install/local/lib/${_version%%/*}"/*-packages; do
-        if [ -d "$_folder" ]; then _front PYTHONPATH "$_folder"; fi
+    for _folder in lib/$_python/site-packages lib/$_python/dist-packages local/lib/$_python/dist-packages; do
+        if [ -d "$_root/install/$_folder" ]; then _front PYTHONPATH "$_root/install/$_folder"; fi
     done
 fi
-_front PYTHONPATH "$_root"
+_front PYTHONPATH "$_root" # before the installed copy: edits count at once
 
 unset -f _front
-unset _root _venv _packages _version _folder _list
+unset _root _packages _python _folder _list
