@@ -122,6 +122,9 @@ class MapConfig:
     voxel_size: float = option(
         0.01, "Edge of a map voxel as a fraction of the first keyframe's median depth; 0 keeps every point",
         minimum=0.0, maximum=1.0)  # fmt: skip
+    max_depth_step: float = option(
+        0.1, "A point stays out of the map when a neighbouring pixel's depth differs by more than this fraction; "
+        "0 keeps points at depth edges", minimum=0.0, live=True)  # fmt: skip
     max_points: int = option(2_000_000, "Points kept in the map; voxels seen least go first", minimum=1000)
 
 
