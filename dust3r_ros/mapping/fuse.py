@@ -1,0 +1,191 @@
+"""Keyframes' depth images become one map, which follows when alignment moves a keyframe."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dust3r_ros.config import MapConfig
+from dust3r_ros.data import BoolArray, ByteImage, FloatArray, ViewEstimate
+from dust3r_ros.mapping.cloud import PointCloud
+from dust3r_ros.mapping.voxels import Contribution, VoxelGrid, renumbered
+
+log = logging.getLogger(__name__)
+
+_STILL = 0.25  # a keyframe none of whose points moved this many voxels is not fused anew
+_PROBES = 16  # points along each image side by which a move is judged
+_VOXEL_BYTES = 36  # what a keyframe that may move remembers for each voxel it touched
+
+
+def usable_pixels(view: ViewEstimate, quantile: float, max_depth_step: float = 0.0) -> BoolArray:
+    """Mask (H, W) of a view's pixels that are good enough for a map.
+
+    They have a depth, a confidence not below the ``quantile`` of the view's, and, unless ``max_depth_step`` is 0,
+    no neighbour whose depth differs by more than that fraction: the network draws a veil across depth edges.
+    """
+    known = (view.confidence > 0) & (view.depth > 0) & np.isfinite(view.depth) & np.isfinite(view.confidence)
+    if not known.any() or not view.registered:
+        return np.zeros(view.depth.shape, bool)
+    keep = known & (view.confidence >= np.quantile(view.confidence[known], quantile))
+    if max_depth_step > 0:
+        depth = np.where(known, view.depth, np.float32(np.nan)).astype(np.float32)
+        around = np.ones((3, 3), np.uint8)
+        nearest = cv2.erode(np.where(known, depth, np.float32(np.inf)), around)
+        farthest = cv2.dilate(np.where(known, depth, np.float32(0.0)), around)
+        keep &= farthest <= nearest * (1.0 + max_depth_step)
+    return keep
+
+
+def view_points(view: ViewEstimate, keep: BoolArray) -> NDArray[np.float32]:
+    """World points (N, 3) of the pixels in the mask ``keep`` (H, W), row by row."""
+    v, u = np.nonzero(keep)
+    z = view.depth[keep].astype(np.float64)
+    k = view.intrinsics
+    camera = np.stack([(u + 0.5 - k.cx) / k.fx * z, (v + 0.5 - k.cy) / k.fy * z, z], axis=1)
+    points = camera @ view.camera_to_world[:3, :3].T + view.camera_to_world[:3, 3]
+    return points.astype(np.float32)
+
+
+def view_cloud(view: ViewEstimate, pixels: ByteImage, config: MapConfig) -> PointCloud:
+    """The points of one view that go into a map, world frame. ``pixels`` (H, W, 3) are the view's image."""
+    if pixels.shape != (*view.depth.shape, 3):
+        raise ValueError(f"pixels must be {(*view.depth.shape, 3)} like the view's depth, got {pixels.shape}")
+    keep = usable_pixels(view, config.min_confidence, config.max_depth_step)
+    return PointCloud(view_points(view, keep), pixels[keep], view.confidence[keep].astype(np.float32, copy=False))
+
+
+@dataclass(eq=False)
+class _Fused:
+    """A keyframe in the map, as long as it may move."""
+
+    pixels: ByteImage
+    added: Contribution | PointCloud | None
+    probes: FloatArray
+
+    def nbytes(self) -> int:
+        """Memory it takes to be able to move this keyframe, about."""
+        return self.pixels.nbytes + (_VOXEL_BYTES * len(self.added) if self.added is not None else 0)
+
+
+class FusedMap:
+    """The map of all keyframes: voxels with the confidence-weighted mean of their points and colours.
+
+    The voxel's edge is ``config.voxel_size`` times the median depth of the first keyframe with points. At most
+    ``config.max_points`` voxels are kept. The newest keyframes can be replaced: as many as fit in the memory of
+    four times that many voxels; older ones stay where they are. Not safe for use by several threads at once.
+    """
+
+    def __init__(self, config: MapConfig | None = None) -> None:
+        self.config = config or MapConfig()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every point and keyframe."""
+        self._grid: VoxelGrid | None = None
+        self._movable: dict[int, _Fused] = {}
+        self._frozen: list[PointCloud] = []
+        self._newest = -1
+
+    @property
+    def voxel_edge(self) -> float:
+        """Edge of a voxel in world units; 0 when every point is kept or there is none yet."""
+        return self._grid.edge if self._grid is not None else 0.0
+
+    def add(self, index: int, view: ViewEstimate, pixels: ByteImage) -> None:
+        """Fuse a new keyframe. ``index`` must be larger than all before; ``pixels`` (H, W, 3) are its image."""
+        if index <= self._newest:
+            raise ValueError(f"index must be larger than {self._newest}, the newest keyframe's, got {index}")
+        self._newest = index
+        self._movable[index] = self._fuse(view, pixels)
+        self._bound()
+
+    def replace(self, index: int, view: ViewEstimate) -> bool:
+        """Alignment moved a keyframe: its old points go, its new ones come. Whether the map changed.
+
+        A keyframe that hardly moved, or is too old, stays as it is.
+        """
+        fused = self._movable.get(index)
+        if fused is None:
+            log.debug("keyframe %d moved but is too old to be moved in the map", index)
+            return False
+        if not self._moved(fused, view):
+            return False
+        if isinstance(fused.added, Contribution) and self._grid is not None:
+            self._grid.subtract(fused.added)
+        self._movable[index] = self._fuse(view, fused.pixels)
+        self._bound()
+        return True
+
+    def replace_all(self, moved: Mapping[int, ViewEstimate]) -> None:
+        """``replace`` for every keyframe that alignment moved."""
+        for index, view in moved.items():
+            self.replace(index, view)
+
+    def cloud(self) -> PointCloud:
+        """The whole map."""
+        if self._grid is not None:
+            return self._grid.cloud()
+        clouds = [f.added for f in self._movable.values() if isinstance(f.added, PointCloud)]
+        return PointCloud.concatenate(self._frozen + clouds)
+
+    def _fuse(self, view: ViewEstimate, pixels: ByteImage) -> _Fused:
+        cloud = view_cloud(view, pixels, self.config)
+        probes = _probe_points(view)
+        if self.config.voxel_size > 0 and self._grid is None and len(cloud):
+            self._grid = VoxelGrid(self.config.voxel_size * float(np.median(view.depth[view.confidence > 0])))
+        if not len(cloud):
+            return _Fused(pixels, None, probes)
+        return _Fused(pixels, self._grid.add(cloud) if self._grid is not None else cloud, probes)
+
+    def _moved(self, fused: _Fused, view: ViewEstimate) -> bool:
+        probes = _probe_points(view)
+        both = np.isfinite(probes) & np.isfinite(fused.probes)
+        if self.voxel_edge == 0 or not np.array_equal(np.isfinite(probes), np.isfinite(fused.probes)):
+            return True
+        return bool((np.abs(probes - fused.probes)[both] > _STILL * self.voxel_edge).any())
+
+    def _bound(self) -> None:
+        """Keep memory bounded: freeze the oldest keyframes, drop the voxels seen least."""
+        spare = 4 * _VOXEL_BYTES * self.config.max_points - sum(f.nbytes() for f in self._movable.values())
+        while spare < 0 and len(self._movable) > 1:
+            oldest = self._movable.pop(min(self._movable))
+            spare += oldest.nbytes()
+            if isinstance(oldest.added, PointCloud):
+                self._frozen.append(oldest.added)
+        if self._grid is None:
+            self._bound_every_point()
+        elif self._grid.touched > self.config.max_points:
+            numbers = self._grid.shrink(max(self.config.max_points * 9 // 10, 1))
+            for fused in self._movable.values():
+                if isinstance(fused.added, Contribution):
+                    fused.added = renumbered(fused.added, numbers)
+
+    def _bound_every_point(self) -> None:
+        clouds = [f.added for f in self._movable.values() if isinstance(f.added, PointCloud)]
+        excess = sum(map(len, self._frozen + clouds)) - self.config.max_points
+        while excess > 0 and self._frozen:
+            excess -= len(self._frozen.pop(0))
+        for fused in list(self._movable.values()):
+            if excess > 0 and isinstance(fused.added, PointCloud):
+                dropped = min(excess, len(fused.added))
+                fused.added, excess = fused.added.take(slice(dropped, None)), excess - dropped
+
+
+def _probe_points(view: ViewEstimate) -> FloatArray:
+    """World points (P, 3) float32 of a coarse grid of the view's pixels, NaN where there is none."""
+    height, width = view.depth.shape
+    rows = np.linspace(0, height - 1, min(_PROBES, height)).astype(int)
+    columns = np.linspace(0, width - 1, min(_PROBES, width)).astype(int)
+    k = view.intrinsics
+    z = view.depth[np.ix_(rows, columns)].astype(np.float64)
+    known = (z > 0) & (view.confidence[np.ix_(rows, columns)] > 0) & view.registered
+    z = np.where(known, z, np.nan)
+    x = (columns[None, :] + 0.5 - k.cx) / k.fx * z
+    y = (rows[:, None] + 0.5 - k.cy) / k.fy * z
+    points = np.stack([x, y, z], axis=-1).reshape(-1, 3)
+    return points @ view.camera_to_world[:3, :3].T + view.camera_to_world[:3, 3]
