@@ -88,10 +88,10 @@ class KeyframeConfig:
     """When an image becomes a keyframe."""
 
     min_parallax: float = option(
-        0.03, "Median image motion left after a pure rotation is taken out, as a fraction of the image width, "
+        0.015, "Median image motion left after a pure rotation is taken out, as a fraction of the image width, "
         "that makes a keyframe", minimum=0.0, maximum=1.0, live=True)  # fmt: skip
     min_overlap: float = option(
-        0.65, "Fraction of the last keyframe still in view below which a keyframe is taken even without parallax",
+        0.7, "Fraction of the last keyframe still in view below which a keyframe is taken even without parallax",
         minimum=0.1, maximum=0.99, live=True)  # fmt: skip
     max_blur: float = option(
         0.5, "An image whose sharpness is below this fraction of the recent median waits for a sharper one",

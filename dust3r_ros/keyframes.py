@@ -21,9 +21,13 @@ WIDTH_PX = 240  # of the small copy's long side
 CORNERS = 250
 MIN_CORNERS = 12  # fewer, and an image cannot be followed
 MIN_SURVIVING = 0.2  # share of the keyframe's corners below which it counts as lost
+USUAL_SURVIVING = 0.6  # with fewer corners the view has changed though its frame still overlaps, as on an orbit
 ROUND_TRIP_PX = 0.7
 REANCHOR_PX = 8.0
-NOMINAL_FOCAL = 0.9  # in long sides: 58 degrees across
+# In long sides: 61 degrees across. Only the size of the parallax depends on it: for cameras from 32 to 90 degrees a
+# pure rotation seems to have less than 0.02 of parallax until its overlap falls below 0.65.
+NOMINAL_FOCAL = 0.85
+FIT_STEPS = 4
 SHARPNESS_MEMORY = 31
 MAX_WAIT_NS = 500_000_000
 MAX_WAIT_IMAGES = 15
@@ -168,9 +172,10 @@ class _Tracks:
         if np.count_nonzero(kept) < least:
             return _LOST
         self._guess = np.where(kept[:, None], now, self._guess)
+        surviving = np.count_nonzero(kept) / self._started_with
         motion = _Motion(
             _parallax(self.reference[kept], now[kept], grey.shape),
-            _overlap(self.reference[kept], now[kept], grey.shape),
+            min(_overlap(self.reference[kept], now[kept], grey.shape), surviving / USUAL_SURVIVING),
         )
         moved = float(np.median(np.linalg.norm(now[kept] - self.anchored[kept], axis=1)))
         if moved > REANCHOR_PX or np.count_nonzero(kept) < 0.7 * len(kept):
@@ -224,20 +229,20 @@ def _lucas_kanade(
 
 def _parallax(first: FloatArray, second: FloatArray, shape: tuple[int, ...]) -> float:
     """Median residual of the best rotation (Kabsch on rays of a nominal focal, reweighted), in long sides."""
-    side = max(shape)
     a, b = _rays(first, shape), _rays(second, shape)
     weights = np.ones(len(a))
-    for _ in range(4):
+    for _ in range(FIT_STEPS):
         u, _, vt = np.linalg.svd((b * weights[:, None]).T @ a)
-        rotation = (u * (1.0, 1.0, np.linalg.det(u @ vt))) @ vt
-        turned = a @ rotation.T
+        u[:, 2] *= np.linalg.det(u @ vt)
+        turned = a @ (u @ vt).T
         turned = turned[:, :2] / np.maximum(turned[:, 2:], 1e-3)
         residual = np.linalg.norm(turned - b[:, :2] / b[:, 2:], axis=1) * NOMINAL_FOCAL
-        weights = 1 / np.maximum(residual, 0.5 / side)
+        weights = 1 / np.maximum(residual, 0.5 / max(shape))
     return float(np.median(residual))
 
 
 def _rays(points: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+    """Unit rays (N, 3) of points (N, 2)."""
     height, width = shape[:2]
     centred = (points + 0.5 - (width / 2, height / 2)) / (NOMINAL_FOCAL * max(width, height))
     rays = np.column_stack([centred, np.ones(len(centred))])
@@ -251,7 +256,7 @@ def _overlap(first: FloatArray, second: FloatArray, shape: tuple[int, ...]) -> f
     a = (first - offset) @ (1, 1j)
     b = (second - offset) @ (1, 1j)
     weights = np.ones(len(a))
-    for _ in range(4):
+    for _ in range(FIT_STEPS):
         mean_a, mean_b = (weights @ a) / weights.sum(), (weights @ b) / weights.sum()
         spread = (weights * abs(a - mean_a) ** 2).sum()
         turn = (weights * (a - mean_a).conj() * (b - mean_b)).sum() / max(spread, 1e-6)
