@@ -26,4 +26,4 @@ if ! colcon build --merge-install --symlink-install --paths "${packages[@]}" --c
 fi
 find install -xtype l -delete # links to sources that were removed or renamed
 echo "$key" >"$stamp"
-echo "Built: $(tail -n 1 build/build.log | sed 's/^Summary: //')"
+echo "Built: $(sed -n 's/^Summary: //p' build/build.log)"

@@ -36,6 +36,7 @@ if [ -d "$_root/.venv/share/rclpy" ]; then # the wheels are a ROS prefix
     _front CMAKE_PREFIX_PATH "$_root/.venv"
     export _ROS_WHEELS_BOOTSTRAP_COMPLETE=1 # the library path is set: the wheels need not restart Python
     export ROS_VERSION=2 ROS_PYTHON_VERSION=3 ROS_DISTRO=kilted
+    export FASTDDS_DEFAULT_PROFILES_FILE="${FASTDDS_DEFAULT_PROFILES_FILE:-$_root/config/fastdds.xml}" # raw images
 fi
 if [ -d "$_root/install/share/dust3r_ros" ] && [ -z "${DUST3R_ROS_UNDERLAY_ONLY:-}" ]; then # what `make build` made
     _front LD_LIBRARY_PATH "$_root/install/lib"
