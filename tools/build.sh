@@ -19,7 +19,7 @@ packages=(.)
 mkdir -p build
 # ROS 2 tools may have been built with another Python than the environment's: name it.
 if ! colcon build --merge-install --symlink-install --paths "${packages[@]}" --cmake-args \
-    -DPython3_EXECUTABLE="$PWD/.venv/bin/python" -DBUILD_TESTING=OFF --no-warn-unused-cli >build/build.log 2>&1; then
+    -DPython3_EXECUTABLE="$PWD/.venv/bin/python" -DBUILD_TESTING=OFF >build/build.log 2>&1; then
     tail -n 60 build/build.log >&2
     echo "error: colcon build failed; the whole log is build/build.log" >&2
     exit 1
