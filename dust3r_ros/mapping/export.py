@@ -1,0 +1,156 @@
+"""Results to files: one function a format. Files appear whole or not at all. The only module that uses Open3D."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dust3r_ros.data import FloatArray, Intrinsics
+from dust3r_ros.errors import ExportError
+from dust3r_ros.geometry import quaternion_xyzw
+from dust3r_ros.mapping.cloud import PointCloud
+from dust3r_ros.mapping.ply import parse_ply, ply_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class CameraRecord:
+    """One camera of a ``cameras.json``: ``intrinsics`` are for the image ``file``, (4, 4) ``camera_to_world``."""
+
+    file: str
+    intrinsics: Intrinsics
+    camera_to_world: FloatArray
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` to write to; it becomes ``path`` when the block ends well.
+
+    Missing folders are made. Raises ExportError when the system refuses.
+    """
+    path = Path(path)
+    scratch = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(21, "is a folder")
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        scratch = Path(name)
+        os.close(handle)
+        yield scratch
+        scratch.chmod(0o666 & ~_umask())
+        scratch.replace(path)
+    except OSError as error:
+        raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if scratch is not None:
+            scratch.unlink(missing_ok=True)
+
+
+def write_cloud(cloud: PointCloud, path: Path) -> None:
+    """A cloud in the format its name says: ``.ply`` with confidence, or ``.pcd``, ``.xyzrgb`` and others by Open3D."""
+    path = Path(path)
+    if path.suffix.lower() == ".ply":
+        with replacing(path) as scratch:
+            scratch.write_bytes(ply_bytes(cloud))
+        return
+    o3d = _open3d(path)
+    with replacing(path) as scratch:
+        if not o3d.io.write_point_cloud(str(scratch), to_open3d(cloud)):
+            raise ExportError(f"cannot write {path}: Open3D knows no point cloud format {path.suffix!r}")
+
+
+def read_cloud(path: Path) -> PointCloud:
+    """A cloud from a file that ``write_cloud`` or another program wrote; what a format lacks is grey, confidence 1.
+
+    Raises ExportError when the file is missing, damaged or holds no points.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ExportError(f"cannot read {path}: no such file")
+    if path.suffix.lower() == ".ply":
+        with path.open("rb") as file:
+            return parse_ply(file, path)
+    stored = _open3d(path).io.read_point_cloud(str(path))
+    if not len(stored.points):
+        raise ExportError(f"cannot read {path}: no points in it")
+    points = np.asarray(stored.points, dtype=np.float32)
+    colours = np.full((len(points), 3), 128, np.uint8)
+    if stored.has_colors():
+        colours = np.clip(np.asarray(stored.colors) * 255 + 0.5, 0, 255).astype(np.uint8)
+    return PointCloud(points, colours, np.ones(len(points), np.float32))
+
+
+def to_open3d(cloud: PointCloud) -> Any:
+    """The cloud as an ``open3d.geometry.PointCloud``; the confidence is left behind."""
+    o3d = _open3d(None)
+    converted = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(cloud.points.astype(np.float64)))
+    converted.colors = o3d.utility.Vector3dVector(cloud.colours / 255.0)
+    return converted
+
+
+def write_tum(trajectory: Sequence[tuple[int, FloatArray]], path: Path) -> None:
+    """A path of (stamp_ns, camera_to_world (4, 4)) as TUM's lines ``seconds tx ty tz qx qy qz qw``."""
+    lines = ["# timestamp tx ty tz qx qy qz qw\n"]
+    for stamp_ns, pose in trajectory:
+        values = (*pose[:3, 3], *quaternion_xyzw(pose[:3, :3]))
+        lines.append(f"{stamp_text(stamp_ns)} {' '.join(f'{value:.9g}' for value in values)}\n")
+    with replacing(path) as scratch:
+        scratch.write_text("".join(lines), encoding="ascii")
+
+
+def stamp_text(stamp_ns: int) -> str:
+    """Seconds with nine digits after the point, exact."""
+    return f"{stamp_ns // 1_000_000_000}.{stamp_ns % 1_000_000_000:09d}"
+
+
+def write_cameras_json(cameras: Sequence[CameraRecord], path: Path, *, metric: bool = False) -> None:
+    """Cameras in the form of a posed image pack: K with pixel centres at integers, poses camera to world."""
+    frames = [
+        {
+            "file": camera.file,
+            "width": camera.intrinsics.width,
+            "height": camera.intrinsics.height,
+            "K": camera.intrinsics.matrix(centres_at_integers=True).tolist(),
+            "cam_to_world": np.asarray(camera.camera_to_world, dtype=np.float64).tolist(),
+        }
+        for camera in cameras
+    ]
+    convention = (
+        "OpenCV camera axes (x right, y down, z forward); cam_to_world; "
+        "K in pixels of the named image, pixel centres at integers"
+    )
+    scale = "metric (m)" if metric else "arbitrary"
+    write_json({"convention": convention, "scale": scale, "frames": frames}, path)
+
+
+def write_json(values: Any, path: Path) -> None:
+    """Plain values as indented JSON; numbers that are not finite are refused, as JSON has none."""
+    try:
+        text = json.dumps(values, indent=1, allow_nan=False)
+    except ValueError as error:
+        raise ExportError(f"cannot write {path}: {error}") from error
+    with replacing(path) as scratch:
+        scratch.write_text(text + "\n", encoding="utf-8")
+
+
+def _open3d(path: Path | None) -> Any:
+    try:
+        import open3d
+    except ImportError as error:  # missing, or a system library that it needs is
+        what = f"{path} needs Open3D" if path is not None else "Open3D is needed"
+        raise ExportError(f"{what}, which cannot be loaded ({error})") from error
+    return open3d
+
+
+def _umask() -> int:
+    current = os.umask(0o022)
+    os.umask(current)
+    return current
