@@ -161,10 +161,8 @@ def associate(stamps_ns: Sequence[int], truth_ns: Sequence[int], max_gap_ns: int
     pairs = []
     for index, stamp in enumerate(int(stamp) for stamp in stamps_ns):
         after = int(np.searchsorted(sorted_ns, stamp))
-        near = min(
-            (place for place in (after - 1, after) if 0 <= place < len(sorted_ns)),
-            key=lambda place, stamp=stamp: abs(int(sorted_ns[place]) - stamp),
-        )
-        if abs(int(sorted_ns[near]) - stamp) <= max_gap_ns:
+        places = [place for place in (after - 1, after) if 0 <= place < len(sorted_ns)]
+        gap, near = min((abs(int(sorted_ns[place]) - stamp), place) for place in places)
+        if gap <= max_gap_ns:
             pairs.append((index, int(order[near])))
     return pairs

@@ -1,8 +1,8 @@
 """Posed image packs: a folder with images, ``cameras.json`` and, for some, depth images.
 
-``cameras.json`` holds ``frames`` in capture order, each with ``file``, ``width``, ``height``, ``K`` (3, 3; pixel centres
-at integers), ``cam_to_world`` (4, 4; OpenCV axes) and perhaps ``depth_mm`` (16-bit PNG, millimetres, 0 = none), and
-``scale``, a text that begins with "metric" when the poses are in metres.
+``cameras.json`` holds ``frames`` in capture order, each with ``file``, ``width``, ``height``, ``K`` (3, 3; pixel
+centres at integers), ``cam_to_world`` (4, 4; OpenCV axes) and perhaps ``depth_mm`` (16-bit PNG, millimetres,
+0 = none), and ``scale``, a text that begins with "metric" when the poses are in metres.
 """
 
 from __future__ import annotations

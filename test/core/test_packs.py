@@ -87,7 +87,7 @@ def test_bad_json_is_one_clear_error(tmp_path, content):
 
 
 def test_a_folder_that_is_no_pack(tmp_path):
-    with pytest.raises(RecordingError, match="is not a posed image pack: it has no cameras.json"):
+    with pytest.raises(RecordingError, match="is not a posed image pack: it has no cameras"):
         load_pack(tmp_path / "nowhere")
 
 
