@@ -18,7 +18,7 @@ from dust3r_ros.config import KeyframeConfig
 from dust3r_ros.data import BoolArray, ByteImage, FloatArray
 
 WIDTH_PX = 240  # of the small copy's long side
-CORNERS = 250
+CORNERS = 220
 MIN_CORNERS = 12  # fewer, and an image cannot be followed
 MIN_SURVIVING = 0.2  # share of the keyframe's corners below which it counts as lost
 USUAL_SURVIVING = 0.6  # with fewer corners the view has changed though its frame still overlaps, as on an orbit
@@ -28,6 +28,8 @@ REANCHOR_PX = 8.0
 # pure rotation seems to have less than 0.02 of parallax until its overlap falls below 0.65.
 NOMINAL_FOCAL = 0.85
 FIT_STEPS = 4
+STILL_PX = 0.5  # with most corners where they were the camera stands still, whatever moves before it
+OUTLIER = 0.05  # of the long side: residuals beyond it weigh less
 SHARPNESS_MEMORY = 31
 MAX_WAIT_NS = 500_000_000
 MAX_WAIT_IMAGES = 15
@@ -191,12 +193,13 @@ class _Tracks:
 def _small_grey(image: ByteImage) -> ByteImage:
     if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
         raise ValueError(f"image must be (H, W, 3) or (H, W) uint8, got {image.shape} {image.dtype}")
-    height, width = image.shape[:2]
+    grey = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8) if image.ndim == 3 else image
+    height, width = grey.shape
     scale = WIDTH_PX / max(height, width)
-    if scale < 1:
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8) if image.ndim == 3 else image
+    if scale >= 1:
+        return grey.copy() if grey is image else grey  # tracks keep it; the caller may reuse the image
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def _corners(grey: ByteImage) -> FloatArray:
@@ -222,13 +225,15 @@ def _lucas_kanade(
     first: ByteImage, second: ByteImage, points: FloatArray, guess: FloatArray
 ) -> tuple[FloatArray, BoolArray]:
     there, found, _ = cv2.calcOpticalFlowPyrLK(
-        first, second, points, guess.copy(), winSize=(15, 15), maxLevel=3, flags=cv2.OPTFLOW_USE_INITIAL_FLOW
+        first, second, points, guess.copy(), winSize=(13, 13), maxLevel=3, flags=cv2.OPTFLOW_USE_INITIAL_FLOW
     )
     return np.asarray(there, dtype=np.float32), np.asarray(found).ravel().astype(bool)
 
 
 def _parallax(first: FloatArray, second: FloatArray, shape: tuple[int, ...]) -> float:
     """Median residual of the best rotation (Kabsch on rays of a nominal focal, reweighted), in long sides."""
+    if np.median(np.linalg.norm(second - first, axis=1)) < STILL_PX:
+        return 0.0
     a, b = _rays(first, shape), _rays(second, shape)
     weights = np.ones(len(a))
     for _ in range(FIT_STEPS):
@@ -237,7 +242,7 @@ def _parallax(first: FloatArray, second: FloatArray, shape: tuple[int, ...]) -> 
         turned = a @ (u @ vt).T
         turned = turned[:, :2] / np.maximum(turned[:, 2:], 1e-3)
         residual = np.linalg.norm(turned - b[:, :2] / b[:, 2:], axis=1) * NOMINAL_FOCAL
-        weights = 1 / np.maximum(residual, 0.5 / max(shape))
+        weights = 1 / np.maximum(residual, OUTLIER)
     return float(np.median(residual))
 
 

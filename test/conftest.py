@@ -4,8 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# The same examples on every run, and no time limit an overloaded machine would miss.
+settings.register_profile("dust3r_ros", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("dust3r_ros")
 
 
 @pytest.fixture(scope="session")
