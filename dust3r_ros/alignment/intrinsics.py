@@ -1,0 +1,83 @@
+"""Focal lengths from own-frame pointmaps, pooled over a camera's views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dust3r_ros.alignment.observations import SampledEdge, Size
+from dust3r_ros.data import FloatArray, Intrinsics
+
+DEFAULT_FOCAL = 1.0  # of the longer image side, where no prediction says better: 53 degrees
+
+
+@dataclass(frozen=True, eq=False)
+class FocalGroups:
+    """Which views share a focal: ``of_view`` (N,) index of each view's group, -1 where K is known; ``count``."""
+
+    of_view: tuple[int, ...]
+    count: int
+
+
+@dataclass(frozen=True)
+class PooledFocal:
+    """A focal in units of the longer image side, and the robust spread over the views it was pooled from."""
+
+    focal: float
+    spread: float
+
+
+def group_focals(
+    views: int, share: bool, intrinsics: Sequence[Intrinsics | None], cameras: Sequence[int | str]
+) -> FocalGroups:
+    """One group for each camera when ``share``, else one for each view; none for views with known intrinsics."""
+    names: dict[int | str | tuple[int], int] = {}
+    groups = []
+    for view in range(views):
+        if intrinsics[view] is not None:
+            groups.append(-1)
+            continue
+        name: int | str | tuple[int] = cameras[view] if share else (view,)
+        groups.append(names.setdefault(name, len(names)))
+    return FocalGroups(tuple(groups), len(names))
+
+
+def view_focal(points: FloatArray, weight: FloatArray, positions: FloatArray, size: Size, rounds: int = 10) -> float:
+    """The focal (units of the longer side) that puts own-frame points (3, G) on their pixels (G, 2); NaN if none does.
+
+    Weiszfeld's iteration for the sum of weighted reprojection distances (DUSt3R, section 3.3).
+    """
+    use = (weight > 0) & (points[2] > 0)
+    if np.count_nonzero(use) < 3:
+        return float("nan")
+    height, width = size
+    pixel = (positions[use] - (width / 2, height / 2)).T / max(size)
+    slope = points[:2, use] / points[2, use]
+    confidence = np.sqrt(weight[use])
+    dot_pixel, dot_slope = (pixel * slope).sum(axis=0), (slope**2).sum(axis=0)
+    if not float((confidence * dot_slope).sum()) > 0:
+        return float("nan")
+    w, focal = confidence, 0.0
+    for _ in range(rounds):
+        focal = float((w * dot_pixel).sum() / (w * dot_slope).sum())
+        distance = np.sqrt(((pixel - focal * slope) ** 2).sum(axis=0))
+        w = confidence / np.maximum(distance, 1e-6)
+    return focal if focal > 0 else float("nan")
+
+
+def edge_focal(edge: SampledEdge, positions: FloatArray, size: Size) -> float:
+    """The focal of view i by one edge's own-frame map, NaN when it has no depth to tell it from."""
+    if edge.rotation_only:
+        return float("nan")
+    return view_focal(edge.points_i, edge.weight_i, positions, size)
+
+
+def pool_focals(focals: Sequence[float]) -> PooledFocal:
+    """Median and 1.4826 median absolute deviation, in log, of the finite focals; the default when there is none."""
+    logs = np.log([f for f in focals if np.isfinite(f) and f > 0])
+    if not logs.size:
+        return PooledFocal(DEFAULT_FOCAL, float("inf"))
+    middle = float(np.median(logs))
+    return PooledFocal(float(np.exp(middle)), float(np.exp(middle) * 1.4826 * np.median(np.abs(logs - middle))))
