@@ -151,11 +151,15 @@ class NodeConfig:
     """The ROS node."""
 
     image_transport: str = option("raw", "Form of the image topic", choices=("raw", "compressed"))
+    image_reliability: str = option(
+        "best_effort", "Quality of service of the image topic; best effort receives from every publisher, reliable "
+        "loses nothing but needs a reliable publisher", choices=("best_effort", "reliable"))  # fmt: skip
     map_frame: str = option("map", "Frame of the world that the map is in")
     camera_frame: str = option("", "Frame of the camera; empty takes it from the images' headers")
     publish_tf: bool = option(True, "Publish map -> camera on TF")
     queue_size: int = option(4, "Keyframes that may wait for the worker; the newest win", minimum=1, maximum=100)
     map_period: float = option(1.0, "Shortest time between two maps, seconds", minimum=0.0, live=True)
+    map_folder: str = option("~/.ros/dust3r_ros", "Folder that maps are saved in; no service writes outside it")
     reconstructor: ReconstructorConfig = group(ReconstructorConfig, flat=True)
 
 

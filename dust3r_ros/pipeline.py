@@ -100,6 +100,13 @@ class Reconstructor:
         self._poses: dict[int, FloatArray] = {}
         self._lost = 0
 
+    def reconfigure(self, config: ReconstructorConfig) -> None:
+        """Take over the options that may change while running (``Option.live``); the others must be as before."""
+        self.config = config
+        self.map.config = config.map
+        for selector in self._selectors.values():
+            selector.config = config.keyframes
+
     @property
     def info(self) -> PredictorInfo:
         """What predicts the pointmaps."""

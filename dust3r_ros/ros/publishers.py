@@ -1,0 +1,161 @@
+"""What the node publishes: one place with every output's name, type and quality of service.
+
+A message is built only while somebody subscribes to it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from geometry_msgs.msg import PoseStamped
+from nav_msgs.msg import Path
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+
+from dust3r_ros.config import MapConfig
+from dust3r_ros.data import Update
+from dust3r_ros.mapping.cloud import PointCloud
+from dust3r_ros.mapping.fuse import view_cloud
+from dust3r_ros.msg import Status
+from dust3r_ros.pipeline import Reconstructor
+from dust3r_ros.ros import compat
+from dust3r_ros.ros.convert import (
+    PathBuilder,
+    camera_info_message,
+    cloud_message,
+    depth_message,
+    pose_stamped,
+    transform_stamped,
+)
+
+
+def reliable(depth: int) -> QoSProfile:
+    """Reliable, for readers that are there."""
+    return QoSProfile(depth=depth, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
+
+
+def latched() -> QoSProfile:
+    """Reliable, and the last message waits for late readers."""
+    return QoSProfile(
+        depth=1,
+        history=HistoryPolicy.KEEP_LAST,
+        reliability=ReliabilityPolicy.RELIABLE,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL,
+    )
+
+
+def image_qos(reliability: str) -> QoSProfile:
+    """For image topics: the newest few, ``best_effort`` or ``reliable``."""
+    policy = ReliabilityPolicy.RELIABLE if reliability == "reliable" else ReliabilityPolicy.BEST_EFFORT
+    return QoSProfile(depth=5, history=HistoryPolicy.KEEP_LAST, reliability=policy)
+
+
+@dataclass(frozen=True)
+class Output:
+    """A topic the node publishes on; the table of docs/interface.md is made of these."""
+
+    name: str
+    message: type
+    qos: Callable[[], QoSProfile]
+    description: str
+
+
+OUTPUTS = (
+    Output("points", PointCloud2, lambda: reliable(5), "The newest keyframe's own points, in the map frame"),
+    Output("map", PointCloud2, latched, "The fused map of all keyframes, at most once in `map_period` seconds"),
+    Output("path", Path, latched, "The camera's pose at every keyframe, in the map frame"),
+    Output("pose", PoseStamped, lambda: reliable(10), "The newest keyframe's camera pose, in the map frame"),
+    Output("camera_info", CameraInfo, latched, "The intrinsics in use, for the camera's own image size"),
+    Output("depth", Image, lambda: reliable(5), "The newest keyframe's depth, 32FC1, NaN where unknown"),
+    Output("status", Status, latched, "What the node is doing: once a second and after each keyframe"),
+)
+
+
+class Publishers:
+    """The node's publishers. Messages carry the stamp of the image they came from."""
+
+    def __init__(self, node: Node, world_frame: str, *, publish_tf: bool) -> None:
+        self._publishers: dict[str, Publisher] = {
+            output.name: node.create_publisher(output.message, f"~/{output.name}", output.qos()) for output in OUTPUTS
+        }
+        self._broadcaster = compat.transform_broadcaster(node) if publish_tf else None
+        self._world = world_frame
+        self._path = PathBuilder(world_frame)
+        self._map = Schedule()
+        self._trajectory = Schedule()
+
+    def wanted(self, name: str) -> bool:
+        """Whether somebody subscribes to an output."""
+        return self._publishers[name].get_subscription_count() > 0
+
+    def publish(self, name: str, build: Callable[[], Any]) -> None:
+        """Build and publish a message, if somebody subscribes."""
+        if self.wanted(name):
+            self._publishers[name].publish(build())
+
+    def keyframe(self, update: Update, camera_frame: str, config: MapConfig) -> None:
+        """What a new, registered keyframe gives at once. Path and map follow when they are due."""
+        stamp, view = update.keyframe.stamp_ns, update.view
+        pixels = update.keyframe.image.pixels
+        if self._broadcaster is not None:
+            self._broadcaster.sendTransform(transform_stamped(stamp, self._world, camera_frame, view.camera_to_world))
+        self.publish("pose", lambda: pose_stamped(stamp, self._world, view.camera_to_world))
+        self._publishers["camera_info"].publish(camera_info_message(stamp, camera_frame, update.intrinsics))
+        self.publish("points", lambda: cloud_message(stamp, self._world, view_cloud(view, pixels, config)))
+        self.publish("depth", lambda: depth_message(stamp, camera_frame, view.depth))
+        self._map.changed()
+        self._trajectory.changed()
+
+    def due(self, map_period_s: float) -> bool:
+        """Whether ``latest`` would publish something now."""
+        return self._map.due(map_period_s, self.wanted("map")) or self._trajectory.due(0.0, self.wanted("path"))
+
+    def latest(self, stamp_ns: int, reconstructor: Reconstructor, map_period_s: float) -> None:
+        """Path and map, each when it changed, is read by somebody, and was not published just now."""
+        if self._trajectory.due(0.0, self.wanted("path")):
+            self._trajectory.published()
+            self._publishers["path"].publish(self._path.build(stamp_ns, reconstructor.trajectory()))
+        if self._map.due(map_period_s, self.wanted("map")):
+            self._map.published()
+            self._publishers["map"].publish(cloud_message(stamp_ns, self._world, reconstructor.map.cloud()))
+
+    def cleared(self, stamp_ns: int) -> None:
+        """An empty path and an empty map, in place of what readers still show."""
+        self._publishers["path"].publish(self._path.build(stamp_ns, []))
+        self._publishers["map"].publish(cloud_message(stamp_ns, self._world, PointCloud.empty()))
+        self._map.published()
+        self._trajectory.published()
+
+    def status(self, message: Status) -> None:
+        """The node's status."""
+        self._publishers["status"].publish(message)
+
+
+class Schedule:
+    """When a latched output is published anew: only when it changed, somebody reads it, and not too often.
+
+    A reader that comes late gets the latched message, or a new one when there were changes since.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._changed = False
+        self._published_at = -float("inf")
+
+    def changed(self) -> None:
+        """The output is no longer what was published last."""
+        self._changed = True
+
+    def published(self) -> None:
+        """What is published now is the newest."""
+        self._changed = False
+        self._published_at = self._clock()
+
+    def due(self, period_s: float, wanted: bool) -> bool:
+        """Whether to publish now."""
+        return wanted and self._changed and self._clock() - self._published_at >= period_s

@@ -1,0 +1,109 @@
+"""What the node counts: images by what became of them, rates and times. Safe for use by several threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from dust3r_ros.data import Update
+from dust3r_ros.keyframes import KeyframeReason
+
+_RATE_WINDOW_S = 10.0
+
+
+class Drop(Enum):
+    """Why an image did not become part of the map."""
+
+    NOT_NEEDED = "not needed"
+    BLURRED = "blurred"
+    QUEUE_FULL = "queue full"
+    INVALID = "invalid"
+    FAILED = "failed"
+
+
+def drop_of(reason: KeyframeReason) -> Drop:
+    """How an image that the keyframe selection left out is counted."""
+    return Drop.BLURRED if reason is KeyframeReason.BLURRED else Drop.NOT_NEEDED
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The statistics at one moment.
+
+    ``stamp_ns`` is the newest image's; ``keyframe_rate`` per second over the last 10 s; ``latency_ms`` from an image's
+    arrival to its points published; ``newest`` the last keyframe that was placed; ``lost`` says that the last one was
+    not.
+    """
+
+    stamp_ns: int = 0
+    received: int = 0
+    keyframes: int = 0
+    dropped: Mapping[Drop, int] = field(default_factory=dict)
+    keyframe_rate: float = 0.0
+    latency_ms: float = 0.0
+    newest: Update | None = None
+    lost: bool = False
+
+
+class Statistics:
+    """Counts since the start or the last reset."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin counting anew."""
+        with self._lock:
+            self._stamp_ns = 0
+            self._received = 0
+            self._keyframes = 0
+            self._dropped: Counter[Drop] = Counter()
+            self._times: deque[float] = deque(maxlen=1000)
+            self._latency_ms = 0.0
+            self._newest: Update | None = None
+            self._lost = False
+
+    def received(self, stamp_ns: int) -> None:
+        """An image arrived."""
+        with self._lock:
+            self._received += 1
+            self._stamp_ns = stamp_ns
+
+    def dropped(self, reason: Drop, count: int = 1) -> None:
+        """Images will not become part of the map."""
+        with self._lock:
+            self._dropped[reason] += count
+
+    def finished(self, update: Update, arrived: float) -> None:
+        """A keyframe is done and published; ``arrived`` is this clock's time at which its image came."""
+        with self._lock:
+            self._lost = not update.view.registered
+            if self._lost:
+                self._dropped[Drop.FAILED] += 1
+                return
+            now = self._clock()
+            self._keyframes += 1
+            self._times.append(now)
+            self._latency_ms = 1e3 * (now - arrived)
+            self._newest = update
+
+    def snapshot(self) -> Snapshot:
+        """All of it now."""
+        with self._lock:
+            since = self._clock() - _RATE_WINDOW_S
+            return Snapshot(
+                stamp_ns=self._stamp_ns,
+                received=self._received,
+                keyframes=self._keyframes,
+                dropped=Counter(self._dropped),
+                keyframe_rate=sum(t > since for t in self._times) / _RATE_WINDOW_S,
+                latency_ms=self._latency_ms,
+                newest=self._newest,
+                lost=self._lost,
+            )
