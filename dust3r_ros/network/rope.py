@@ -1,0 +1,63 @@
+"""Rotary position embedding in two dimensions (RoFormer, Su et al. 2021, as CroCo v2 uses it, section 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MOST_TABLES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """Cosine and sine of every token's angles: (N, 2, D / 4) float32, for row and column, N tokens in raster order."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def make_rotation(grid: tuple[int, int], head_dim: int, base: float, device: torch.device) -> Rotation:
+    """The rotation of a (rows, columns) grid of tokens for heads of ``head_dim`` D (a multiple of 4) channels.
+
+    Half of a head's channels turn with the row, half with the column; within each, D / 4 frequencies
+    ``base ** (-4 k / D)``.
+    """
+    rows, columns = (torch.arange(n, dtype=torch.float32, device=device) for n in grid)
+    position = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).reshape(-1, 2)
+    exponent = torch.arange(head_dim // 4, dtype=torch.float32, device=device) * (4 / head_dim)
+    angle = position[:, :, None] * base**-exponent
+    return Rotation(angle.cos(), angle.sin())
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn queries or keys ``x`` (B, heads, N, D) by their tokens' positions; same shape and dtype.
+
+    Scalar products of two turned vectors depend only on the difference of their positions.
+    """
+    real, imaginary = x.unflatten(-1, (2, 2, -1)).unbind(dim=-2)
+    turned_real = real * rotation.cos - imaginary * rotation.sin
+    turned_imaginary = imaginary * rotation.cos + real * rotation.sin
+    return torch.stack((turned_real, turned_imaginary), dim=-2).flatten(-3).to(x.dtype)
+
+
+class RotationCache:
+    """The rotations of the grids seen so far, kept outside of the network's state dict."""
+
+    def __init__(self, head_dim: int, base: float) -> None:
+        self._head_dim = head_dim
+        self._base = base
+        self._tables: dict[tuple[tuple[int, int], torch.device], Rotation] = {}
+
+    def get(self, grid: tuple[int, int], device: torch.device) -> Rotation:
+        """The rotation of a (rows, columns) grid on a device."""
+        key = (grid, device)
+        rotation = self._tables.get(key)
+        if rotation is None:
+            if len(self._tables) >= _MOST_TABLES:
+                self._tables.clear()
+            with torch.inference_mode(False), torch.no_grad():  # usable in training, whoever asked first
+                rotation = make_rotation(grid, self._head_dim, self._base, device)
+            self._tables[key] = rotation
+        return rotation
