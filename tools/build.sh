@@ -4,10 +4,15 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+if [ ! -x .venv/bin/python ]; then
+    echo "error: no .venv: run make install first" >&2
+    exit 1
+fi
 DUST3R_ROS_UNDERLAY_ONLY=1 . tools/env.sh
-sources=(CMakeLists.txt package.xml msg srv scripts tools/tf2_msgs tools/build.sh .venv/.dust3r_ros_installed)
+sources=(CMakeLists.txt package.xml msg srv scripts tools/tf2_msgs tools/build.sh)
 key="$({
     echo "$PWD ${AMENT_PREFIX_PATH:-}"
+    cat .venv/.dust3r_ros_installed 2>/dev/null || true
     find "${sources[@]}" -type f | sort | xargs sha256sum
     find dust3r_ros config launch -type f -not -name '*.pyc' | sort
 } | sha256sum)"

@@ -67,7 +67,7 @@ fi
 grep -q "include-system-site-packages = $([ "$mode" = wheels ] && echo false || echo true)" .venv/pyvenv.cfg ||
     fail ".venv was made $([ "$mode" = wheels ] && echo with || echo without) a sourced ROS 2: remove it (make distclean) and run again"
 
-pip=(.venv/bin/python -m pip --disable-pip-version-check)
+pip=(env PYTHONWARNINGS=ignore .venv/bin/python -m pip --disable-pip-version-check)
 if [ "$mode" = wheels ]; then
     echo "Installing Python packages (PyTorch is large: this may take some minutes)"
     "${pip[@]}" install --quiet -r requirements.txt -r requirements-build.txt -r requirements-dev.txt
@@ -78,7 +78,7 @@ else
     # The system's NumPy stays: cv_bridge and other ROS modules are compiled against it.
     echo "Installing Python packages that $ROS_DISTRO does not have (PyTorch is large: this may take some minutes)"
     .venv/bin/python -c 'import numpy; print(f"numpy=={numpy.__version__}")' >.venv/system-constraints.txt
-    "${pip[@]}" install --quiet --constraint .venv/system-constraints.txt --editable . -r requirements-dev.txt
+    "${pip[@]}" install --quiet --constraint .venv/system-constraints.txt --editable ".[train]" -r requirements-dev.txt
     command -v colcon >/dev/null || "${pip[@]}" install --quiet colcon-common-extensions
 fi
 echo "$key" >"$stamp"
