@@ -34,9 +34,9 @@ def epipolar_depth(
     """Depth of each pixel of a view whose match in the other is at ``target`` (H, W, 2), in units of the baseline.
 
     The match is moved to the nearest point of its epipolar line, which is the least-squares solution for a point
-    that stays on its own pixel's ray. Returns the depth (NaN behind a camera), how its logarithm changes with the match's
-    position along the line (per other-image pixel), the match's distance to the line (pixels), and the line's unit
-    direction in the other image (H, W, 2).
+    that stays on its own pixel's ray. Returns the depth (NaN behind a camera), how its logarithm changes with the
+    match's position along the line (per other-image pixel), the match's distance to the line (pixels), and the line's
+    unit direction in the other image (H, W, 2).
     """
     a = pixel_rays(k) @ pose.rotation.T
     t = pose.translation
@@ -55,7 +55,7 @@ def epipolar_depth(
 
 
 def texture_noise(grey: ByteImage, direction: FloatArray) -> FloatArray:
-    """How well a match can be told along a direction (H, W, 2), pixels: grey noise over the gradient in a 7x7 window."""
+    """How well a match is told along a direction (H, W, 2), pixels: grey noise over the gradient in a 7x7 window."""
     gx = cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=1 / 8)
     gy = cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=1 / 8)
     xx, xy, yy = (cv2.boxFilter(p, cv2.CV_32F, (7, 7)) for p in (gx * gx, gx * gy, gy * gy))

@@ -1,8 +1,8 @@
 """Stereo along epipolar lines for any motion, forward motion included.
 
 Both images are resampled to polar coordinates about the baseline (Pollefeys et al., ICCV 1999, on the sphere): a row
-is one epipolar half-plane, at angle ``theta`` around the baseline, and a column one angle ``phi`` from it. A point seen
-at ``phi_i`` in image i is seen in the same row of image j at ``phi_j > phi_i``, and the disparity is its parallax angle.
+is one epipolar half-plane, at angle ``theta`` around the baseline, and a column one angle ``phi`` from it. A point
+seen at ``phi_i`` in image i is in the same row of image j at ``phi_j > phi_i``; the disparity is its parallax angle.
 Semi-global matching (Hirschmueller, PAMI 2008) both ways then gives a dense match that survives wide baselines.
 """
 
@@ -40,7 +40,7 @@ class _Sphere:
     to_baseline: FloatArray
 
     def angles(self) -> tuple[FloatArray, FloatArray]:
-        """theta and phi (H, W) of every pixel."""
+        """Theta and phi (H, W) of every pixel."""
         return _angles(pixel_rays(self.intrinsics) @ self.to_baseline.T)
 
     def pixels(self, theta: FloatArray, phi: FloatArray) -> FloatArray:
@@ -146,7 +146,7 @@ def _resample(grey: ByteImage, sphere: _Sphere, grid: _Grid) -> tuple[ByteImage,
     pixels = sphere.pixels(*np.broadcast_arrays(theta, phi))
     inside = _is_inside(pixels, sphere.intrinsics)
     where = np.nan_to_num(pixels - 0.5, nan=-1e4).clip(-1e4, 1e4).astype(np.float32)
-    return cv2.remap(grey, where[..., 0], where[..., 1], cv2.INTER_LINEAR), inside
+    return np.asarray(cv2.remap(grey, where[..., 0], where[..., 1], cv2.INTER_LINEAR), dtype=np.uint8), inside
 
 
 def _is_inside(pixels: FloatArray, k: Intrinsics) -> BoolArray:
@@ -157,7 +157,7 @@ def _is_inside(pixels: FloatArray, k: Intrinsics) -> BoolArray:
 
 def _semi_global(warped_i: ByteImage, warped_j: ByteImage, low: int, count: int) -> tuple[FloatArray, FloatArray]:
     """Disparities (rows, columns) of both images, in columns; below ``low`` where there is none."""
-    matcher = cv2.StereoSGBM_create(
+    matcher = cv2.StereoSGBM.create(
         minDisparity=low, numDisparities=count, blockSize=BLOCK, P1=8 * BLOCK**2, P2=32 * BLOCK**2, disp12MaxDiff=-1,
         preFilterCap=31, uniquenessRatio=5, mode=cv2.STEREO_SGBM_MODE_SGBM_3WAY,
     )  # fmt: skip
@@ -178,7 +178,12 @@ def _agrees(own: FloatArray, own_usable: BoolArray, other: FloatArray, other_usa
 
 
 def _to_image(
-    disparity: FloatArray, good: BoolArray, angles: tuple[FloatArray, FloatArray], grid: _Grid, other: _Sphere, sign: int
+    disparity: FloatArray,
+    good: BoolArray,
+    angles: tuple[FloatArray, FloatArray],
+    grid: _Grid,
+    other: _Sphere,
+    sign: int,
 ) -> SeedFlow:
     theta, phi = angles
     column, row = grid.coordinates(theta, phi)

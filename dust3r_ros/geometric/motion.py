@@ -78,9 +78,7 @@ def _consistent(pose: RelativePose, rays_i: FloatArray, rays_j: FloatArray, pixe
     return near & (depth_i > 0) & (depth_j > 0)
 
 
-def _plane_poses(
-    rays_i: FloatArray, rays_j: FloatArray, pixel: float, seed: int
-) -> tuple[list[RelativePose], float]:
+def _plane_poses(rays_i: FloatArray, rays_j: FloatArray, pixel: float, seed: int) -> tuple[list[RelativePose], float]:
     """The poses a homography between the rays allows (Malis and Vargas 2007), and the share of matches on the plane."""
     cv2.setRNGSeed(seed)
     homography, mask = cv2.findHomography(rays_i, rays_j, cv2.USAC_MAGSAC, TOLERANCE_PX * pixel)
@@ -88,7 +86,9 @@ def _plane_poses(
         return [], 0.0
     _, rotations, translations, _ = cv2.decomposeHomographyMat(homography, np.eye(3))
     poses = [
-        RelativePose(r, t.ravel() / np.linalg.norm(t)) for r, t in zip(rotations, translations) if np.linalg.norm(t) > 0
+        RelativePose(np.asarray(r, dtype=np.float64), t.ravel() / np.linalg.norm(t))
+        for r, t in zip(rotations, translations)
+        if np.linalg.norm(t) > 0
     ]
     return poses, float(np.count_nonzero(mask) / len(rays_i))
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from dust3r_ros.data import BoolArray, ByteImage, FloatArray, Intrinsics, PairState
+from dust3r_ros.data import ByteImage, FloatArray, Intrinsics, PairState
 from dust3r_ros.geometric.depth import DepthMap, depth_from_flow
 from dust3r_ros.geometric.epipolar import match_along_epipolar_lines
 from dust3r_ros.geometric.matching import Matches, dense_flow, fill_holes, round_trip_error, target_pixels
-from dust3r_ros.geometric.motion import NOISE_PX, Motion, find_motion
+from dust3r_ros.geometric.motion import NOISE_PX, find_motion
 from dust3r_ros.geometric.twoview import RelativePose, refine_pose, sampson
 from dust3r_ros.geometry import pixel_centres
 
@@ -28,6 +28,11 @@ class PairGeometry:
     pose: RelativePose | None
     depth_i: DepthMap
     depth_j: DepthMap
+
+    def swapped(self) -> PairGeometry:
+        """The same pair with i and j exchanged."""
+        pose = None if self.pose is None else self.pose.inverse()
+        return PairGeometry(self.state, pose, self.depth_j, self.depth_i)
 
 
 @dataclass(frozen=True, eq=False)

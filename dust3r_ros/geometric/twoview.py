@@ -35,7 +35,9 @@ class RelativePose:
         return RelativePose(self.rotation.T, -self.rotation.T @ self.translation)
 
 
-def find_pose(rays_i: FloatArray, rays_j: FloatArray, tolerance: float, seed: int) -> tuple[RelativePose, BoolArray] | None:
+def find_pose(
+    rays_i: FloatArray, rays_j: FloatArray, tolerance: float, seed: int
+) -> tuple[RelativePose, BoolArray] | None:
     """Essential matrix by MAGSAC (Barath et al., CVPR 2020), decomposed by cheirality.
 
     ``rays_*`` (N, 2) matched; ``tolerance`` is the largest noise of an inlier in ray units. Returns the pose and the
@@ -52,13 +54,17 @@ def find_pose(rays_i: FloatArray, rays_j: FloatArray, tolerance: float, seed: in
     inliers = mask.ravel().astype(bool)
     if np.count_nonzero(inliers) < 8:
         return None
-    return decompose(essential, rays_i[inliers], rays_j[inliers]), inliers
+    return decompose(np.asarray(essential, dtype=np.float64), rays_i[inliers], rays_j[inliers]), inliers
 
 
 def decompose(essential: FloatArray, rays_i: FloatArray, rays_j: FloatArray) -> RelativePose:
     """The one of the four poses of an essential matrix that puts most matches in front of both cameras."""
     first, second, direction = cv2.decomposeEssentialMat(essential)
-    poses = [RelativePose(r, s * direction.ravel()) for r in (first, second) for s in (1.0, -1.0)]
+    poses = [
+        RelativePose(np.asarray(r, dtype=np.float64), s * np.asarray(direction, dtype=np.float64).ravel())
+        for r in (first, second)
+        for s in (1.0, -1.0)
+    ]
     counts = []
     for pose in poses:
         depth_i, depth_j = triangulate(pose, rays_i, rays_j)
@@ -96,24 +102,31 @@ def refine_pose(
 
     ``noise`` is the least scale of the residuals, ray units; larger noise is estimated from the residuals.
     """
-    given = np.ones(len(rays_i)) if weights is None else weights
+    rotations, translations = refine_poses(
+        pose.rotation[None], pose.translation[None], rays_i[None], rays_j[None], np.array([noise]), weights
+    )
+    return RelativePose(rotations[0], translations[0])
+
+
+def refine_poses(
+    rotations: FloatArray, translations: FloatArray, rays_i: FloatArray, rays_j: FloatArray, noise: FloatArray,
+    weights: FloatArray | None = None,
+) -> tuple[FloatArray, FloatArray]:  # fmt: skip
+    """``refine_pose`` for G poses at once, each on its own rays (G, N, 2), with noise (G,)."""
+    given = np.ones(rays_i.shape[1]) if weights is None else weights
     for _ in range(REFINE_STEPS):
-        residual, jacobian = _linearise(pose, rays_i, rays_j)
-        scale = max(noise, 1.4826 * float(np.median(np.abs(residual))))
-        weight = given / (1 + (residual / scale) ** 2)
-        normal = (jacobian * weight) @ jacobian.T
-        step = -np.linalg.solve(normal + 1e-9 * np.trace(normal) * np.eye(5), (jacobian * weight) @ residual)
-        pose = perturb(pose, step)
-        if np.abs(step).max() < 1e-7:
+        residual, jacobian = _linearise(rotations, translations, rays_i, rays_j)
+        scale = np.maximum(noise, 1.4826 * np.median(np.abs(residual), axis=1))
+        weight = given / (1 + (residual / scale[:, None]) ** 2)
+        weighted = jacobian * weight[:, None]
+        normal = weighted @ np.swapaxes(jacobian, 1, 2)
+        damping = 1e-9 * np.trace(normal, axis1=1, axis2=2) + 1e-18
+        normal += damping[:, None, None] * np.eye(5)
+        step = -np.linalg.solve(normal, (weighted @ residual[..., None]))[..., 0]
+        rotations, translations = _moved(rotations, translations, step)
+        if np.abs(step).max() < 1e-6:
             break
-    return pose
-
-
-def perturb(pose: RelativePose, step: FloatArray) -> RelativePose:
-    """A pose moved by (5,): a rotation vector (3), and the translation's turn in its tangent plane (2)."""
-    rotation = Rotation.from_rotvec(step[:3]).as_matrix() @ pose.rotation
-    translation = pose.translation + tangent_plane(pose.translation) @ step[3:]
-    return RelativePose(rotation, translation / np.linalg.norm(translation))
+    return rotations, translations
 
 
 def tangent_plane(direction: FloatArray) -> FloatArray:
@@ -124,13 +137,29 @@ def tangent_plane(direction: FloatArray) -> FloatArray:
     return np.stack([first, np.cross(direction, first)], axis=1)
 
 
-def _linearise(pose: RelativePose, rays_i: FloatArray, rays_j: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Residuals (N,) and their derivatives (5, N) by central differences."""
+def _linearise(
+    rotations: FloatArray, translations: FloatArray, rays_i: FloatArray, rays_j: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Residuals (G, N) and their derivatives (G, 5, N), by central differences along the essential's tangents."""
     delta = 1e-6
-    steps = np.concatenate([np.eye(5), -np.eye(5)]) * delta
-    essentials = np.stack([pose.essential, *(perturb(pose, step).essential for step in steps)])
-    values = sampson(essentials, rays_i, rays_j)
-    return values[0], (values[1:6] - values[6:]) / (2 * delta)
+    essential = _cross(translations) @ rotations
+    turned = _cross(translations)[:, None] @ _cross(np.eye(3)) @ rotations[:, None]
+    moved = _cross(np.swapaxes(_tangent_planes(translations), 1, 2)) @ rotations[:, None]
+    steps = delta * np.concatenate([turned, moved], axis=1)
+    essentials = np.concatenate([essential[:, None], essential[:, None] + steps, essential[:, None] - steps], axis=1)
+    values = sampson(essentials, rays_i[:, None], rays_j[:, None])
+    return values[:, 0], (values[:, 1:6] - values[:, 6:]) / (2 * delta)
+
+
+def _moved(rotations: FloatArray, translations: FloatArray, step: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Poses moved by (G, 5): a rotation vector (3), and the translation's turn in its tangent plane (2)."""
+    rotations = Rotation.from_rotvec(step[:, :3]).as_matrix() @ rotations
+    translations = translations + (_tangent_planes(translations) @ step[:, 3:, None])[..., 0]
+    return rotations, translations / np.linalg.norm(translations, axis=1, keepdims=True)
+
+
+def _tangent_planes(directions: FloatArray) -> FloatArray:
+    return np.stack([tangent_plane(direction) for direction in directions])
 
 
 def homogeneous(rays: FloatArray) -> FloatArray:
@@ -139,4 +168,9 @@ def homogeneous(rays: FloatArray) -> FloatArray:
 
 
 def _cross(v: FloatArray) -> FloatArray:
-    return np.array([[0.0, -v[2], v[1]], [v[2], 0.0, -v[0]], [-v[1], v[0], 0.0]])
+    """Cross-product matrices (..., 3, 3) of vectors (..., 3)."""
+    x, y, z = np.moveaxis(np.asarray(v), -1, 0)
+    zero = np.zeros_like(x)
+    return np.stack(
+        [np.stack([zero, -z, y], axis=-1), np.stack([z, zero, -x], axis=-1), np.stack([-y, x, zero], axis=-1)], axis=-2
+    )

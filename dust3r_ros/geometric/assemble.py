@@ -1,0 +1,104 @@
+"""From a pair's geometry to the predictor's answer: pointmaps in camera i's frame, with a consistent scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from dust3r_ros.data import BoolArray, FloatArray, Intrinsics, PairPrediction, PairState
+from dust3r_ros.geometric.depth import DepthMap
+from dust3r_ros.geometric.pair import PairGeometry
+from dust3r_ros.geometry import backproject, invert_pose, make_pose, pixel_rays, project, transform_points
+
+MIN_COMMON = 200  # pixels
+NO_PARALLAX_CONFIDENCE = 0.1
+
+
+@dataclass(eq=False)
+class ReferenceDepth:
+    """A view's depth as its pairs so far know it, (H, W), 0 where unknown; the first pair's median depth is 1."""
+
+    depth: FloatArray | None = None
+
+    def scale_of(self, new: DepthMap) -> float:
+        """The factor that brings a new depth map of the view to the reference's scale."""
+        known = new.confidence > 0
+        if self.depth is not None:
+            common = known & (self.depth > 0)
+            if np.count_nonzero(common) >= MIN_COMMON:
+                ratio = np.log(self.depth[common] / new.depth[common])
+                return float(np.exp(weighted_median(ratio, new.confidence[common])))
+        return float(1 / np.median(new.depth[known]))
+
+    def extend(self, scaled_depth: FloatArray, known: BoolArray) -> None:
+        """Take over pixels that were not known yet."""
+        if self.depth is None:
+            self.depth = np.zeros(scaled_depth.shape, np.float32)
+        self.depth = np.where((self.depth == 0) & known, scaled_depth, self.depth).astype(np.float32)
+
+
+def weighted_median(values: FloatArray, weights: FloatArray) -> float:
+    """The value (N,) at which half of the weight (N,) lies to each side."""
+    order = np.argsort(values)
+    cumulated = np.cumsum(weights[order])
+    return float(values[order[np.searchsorted(cumulated, cumulated[-1] / 2)]])
+
+
+def directed_prediction(
+    geometry: PairGeometry, k_i: Intrinsics, k_j: Intrinsics, reference: ReferenceDepth
+) -> PairPrediction:
+    """The pointmaps of both views in camera i's frame. Pixels of confidence 0 lie at the median depth (1 if unknown).
+
+    A FAILED pair has confidence 0 everywhere. For ROTATION_ONLY the two camera centres coincide and depth comes from
+    the view's other pairs, or is constant: only the relative rotation means anything, and the confidence is low.
+    """
+    if geometry.pose is None:
+        points_i, points_j = (backproject(np.ones((k.height, k.width)), k) for k in (k_i, k_j))
+        return _prediction(
+            points_i, np.zeros(points_i.shape[:2]), points_j, np.zeros(points_j.shape[:2]), geometry.state
+        )
+    if geometry.state is PairState.ROTATION_ONLY:
+        return _without_parallax(geometry.pose.rotation, k_i, k_j, reference)
+    scale = reference.scale_of(geometry.depth_i)
+    reference.extend(scale * geometry.depth_i.depth, geometry.depth_i.confidence > 0)
+    j_to_i = invert_pose(make_pose(geometry.pose.rotation, scale * geometry.pose.translation))
+    points_i = backproject(_without_holes(geometry.depth_i, scale), k_i)
+    points_j = transform_points(j_to_i, backproject(_without_holes(geometry.depth_j, scale), k_j))
+    return _prediction(points_i, geometry.depth_i.confidence, points_j, geometry.depth_j.confidence, geometry.state)
+
+
+def _without_holes(depth: DepthMap, scale: float) -> FloatArray:
+    known = depth.confidence > 0
+    return scale * np.where(known, depth.depth, np.median(depth.depth[known]))
+
+
+def _without_parallax(
+    rotation: FloatArray, k_i: Intrinsics, k_j: Intrinsics, reference: ReferenceDepth
+) -> PairPrediction:
+    shape = (k_i.height, k_i.width)
+    depth = np.ones(shape) if reference.depth is None else np.where(reference.depth > 0, reference.depth, 1.0)
+    rays_j = pixel_rays(k_j) @ rotation  # in camera i's frame
+    seen_j_in_i = np.nan_to_num(project(rays_j, k_i) - 0.5, nan=-1e4).clip(-1e4, 1e4).astype(np.float32)
+    seen_i_in_j = project(pixel_rays(k_i) @ rotation.T, k_j)
+    z = cv2.remap(
+        depth.astype(np.float32), seen_j_in_i[..., 0], seen_j_in_i[..., 1], cv2.INTER_NEAREST,
+        borderMode=cv2.BORDER_CONSTANT, borderValue=0,
+    )  # fmt: skip
+    overlap_j = z > 0
+    with np.errstate(invalid="ignore"):
+        overlap_i = (seen_i_in_j >= 0).all(-1) & (seen_i_in_j[..., 0] < k_j.width) & (seen_i_in_j[..., 1] < k_j.height)
+    factor = np.where(overlap_j, z / np.where(overlap_j, rays_j[..., 2], 1), 1)
+    points_i, points_j = backproject(depth, k_i), rays_j * factor[..., None]
+    conf_i, conf_j = NO_PARALLAX_CONFIDENCE * overlap_i, NO_PARALLAX_CONFIDENCE * overlap_j
+    return _prediction(points_i, conf_i, points_j, conf_j, PairState.ROTATION_ONLY)
+
+
+def _prediction(
+    points_i: FloatArray, conf_i: FloatArray, points_j: FloatArray, conf_j: FloatArray, state: PairState
+) -> PairPrediction:
+    return PairPrediction(
+        points_i.astype(np.float32), conf_i.astype(np.float32), points_j.astype(np.float32), conf_j.astype(np.float32),
+        state,
+    )  # fmt: skip
