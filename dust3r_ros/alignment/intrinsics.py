@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from dust3r_ros.alignment.observations import SampledEdge, Size
 from dust3r_ros.data import FloatArray, Intrinsics
 
 DEFAULT_FOCAL = 1.0  # of the longer image side, where no prediction says better: 53 degrees
+SPREAD_MAPS = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +21,43 @@ class FocalGroups:
 
     of_view: tuple[int, ...]
     count: int
+
+
+@dataclass(eq=False)
+class FocalTrack:
+    """The focal of one camera over a growing number of keyframes; logs, in units of the longer image side.
+
+    ``log_focal`` is the present estimate; ``mean`` and ``information`` sum up the keyframes that left the window;
+    ``recent`` holds the focals of single own-frame maps, for the spread.
+    """
+
+    log_focal: float
+    mean: float = 0.0
+    information: float = 0.0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=SPREAD_MAPS))
+
+    @property
+    def relative_spread(self) -> float:
+        """Robust spread of single predictions relative to the focal; 1 while there are fewer than two."""
+        if len(self.recent) < 2:
+            return 1.0
+        values = np.array(self.recent)
+        return float(1.4826 * np.median(np.abs(values - np.median(values))))
+
+    def note(self, focals: Sequence[float]) -> None:
+        """Focals of single own-frame maps; those that are not finite tell nothing."""
+        self.recent.extend(float(np.log(f)) for f in focals if np.isfinite(f) and f > 0)
+
+    def absorb(self, log_focal: float, information: float) -> None:
+        """Add a keyframe's final evidence; one that lies far off, by the spread, counts less (Huber)."""
+        if not information > 0:
+            return
+        if self.information > 0:
+            limit = max(3 * self.relative_spread, 1e-6)
+            information *= min(1.0, limit / max(abs(log_focal - self.mean), 1e-300))
+        total = self.information + information
+        self.mean += (log_focal - self.mean) * information / total
+        self.information = total
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from dust3r_ros.data import FloatArray
 # Columns of a seen pixel's Jacobian: relative pose (translation, rotation), log scale, log focal, log depth, residual.
 TRANSLATION, ROTATION, SCALE, FOCAL, DEPTH, RESIDUAL = slice(0, 3), slice(3, 6), 6, 7, 8, 9
 
+BLAS_PIECE = 400_000  # multiplications
+
 
 @dataclass(frozen=True, eq=False)
 class Errors:
@@ -74,9 +76,22 @@ def linearise_view(s: Sightings, lens: Lens, state: State, view: int, noise: Noi
     known = (curvature > 1e-12 * max(float(curvature.max(initial=0.0)), 1e-300)) & free_depth
     inverse = np.divide(1.0, curvature, out=np.zeros_like(curvature), where=known)
     depth_gradient = own.depth_gradient + seen.depth_gradient
-    normal -= (coupling * inverse) @ coupling.T
+    normal -= _outer_product(coupling * inverse, coupling)
     gradient -= coupling @ (inverse * depth_gradient)
     return ViewSystem(normal, gradient, coupling, inverse, depth_gradient, own.cost + seen.cost)
+
+
+def _outer_product(a: FloatArray, b: FloatArray) -> FloatArray:
+    """``a @ b.T`` for (n, G) in pieces that BLAS does not split over threads, which would cost more than it saves."""
+    n, samples = a.shape
+    piece = max(BLAS_PIECE // (n * n), 16)
+    whole = samples // piece * piece
+    total = a[:, whole:] @ b[:, whole:].T
+    if whole:
+        left = a[:, :whole].reshape(n, -1, piece).transpose(1, 0, 2)
+        right = b[:, :whole].reshape(n, -1, piece).transpose(1, 2, 0)
+        total += np.matmul(left, right).sum(axis=0)
+    return total
 
 
 def own_errors(s: Sightings, rays: FloatArray, state: State, view: int) -> Errors:
@@ -92,6 +107,22 @@ def seen_errors(s: Sightings, rays: FloatArray, state: State, view: int) -> Erro
     radial = (direction * error).sum(axis=1)
     lateral2 = np.maximum((error**2).sum(axis=1) - radial**2, 0)
     return Errors(radial * s.seen_parallax[:, None], lateral2)
+
+
+def own_focal_evidence(
+    s: Sightings, lens: Lens, state: State, view: int, noise: Noise, cutoff: float
+) -> tuple[float, float]:
+    """What a view's own-frame maps alone say of its focal: log focal, and its information (0: nothing)."""
+    rays = lens.rays(state.log_focal)
+    radial, across, lateral2 = _own_residuals(s, rays, state, view)
+    robust, _ = robust_weights(s.own_weight, Errors(radial, lateral2), noise, cutoff)
+    length2 = (rays**2).sum(axis=0)
+    sideways = np.sqrt(np.maximum(length2 - 1, 0)) / length2
+    information = float((robust * sideways**2).sum()) / noise.lateral**2
+    if lens.group < 0 or not information > 0:
+        return 0.0, 0.0
+    step = float((robust * across * sideways).sum()) / noise.lateral**2 / information
+    return float(state.log_focal[lens.group]) + step, information
 
 
 def robust_weights(weight: FloatArray, errors: Errors, noise: Noise, cutoff: float) -> tuple[FloatArray, float]:

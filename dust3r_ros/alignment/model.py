@@ -60,6 +60,14 @@ def make_lens(positions: FloatArray, size: tuple[int, int], known: Intrinsics | 
 
 
 @dataclass(frozen=True, eq=False)
+class FocalPrior:
+    """What is known of the C focals beforehand: ``mean`` (C,) of the log focal and ``information`` (C,), 0 for none."""
+
+    mean: FloatArray
+    information: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
 class Problem:
     """Sampled predictions of N views by E edges. ``fixed_pose``, ``fixed_depth`` (N,): what is given and stays."""
 
@@ -68,6 +76,7 @@ class Problem:
     edges: int
     fixed_pose: BoolArray
     fixed_depth: BoolArray
+    focal_prior: FocalPrior | None = None
 
     @property
     def residuals(self) -> int:

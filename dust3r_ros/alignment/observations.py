@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,10 @@ class Sightings:
     seen: FloatArray
     seen_weight: FloatArray
     seen_parallax: FloatArray
+
+    def where(self, pixels: BoolArray) -> Sightings:
+        """Only the predictions of some pixels (G,) count."""
+        return replace(self, own_weight=self.own_weight * pixels, seen_weight=self.seen_weight * pixels)
 
     @property
     def residuals(self) -> int:

@@ -88,12 +88,12 @@ def _descend(problem: Problem, state: State, noise: Noise, max_steps: int) -> tu
     columns = number_columns(problem, state)
     damping, moved = 1e-6, 0.0
     systems = _linearise(problem, state, noise)
-    cost = sum(s.cost for s in systems)
+    cost = _total_cost(problem, state, systems)
     for step in range(max_steps):
         delta = _solve_damped(problem, state, columns, systems, damping)
         trial = apply_step(problem, state, columns, systems, delta)
         trial_systems = _linearise(problem, trial, noise)
-        trial_cost = sum(s.cost for s in trial_systems)
+        trial_cost = _total_cost(problem, trial, trial_systems)
         if not trial_cost < cost * 1.001 + 1e-9:
             damping *= 30
             if damping > 1e4:
@@ -106,6 +106,14 @@ def _descend(problem: Problem, state: State, noise: Noise, max_steps: int) -> tu
         if size < 1e-6 or abs(gain) < 1e-6 * cost:
             return state, step + 1, moved
     return state, max_steps, moved
+
+
+def _total_cost(problem: Problem, state: State, systems: Sequence[ViewSystem]) -> float:
+    cost = sum(s.cost for s in systems)
+    prior = problem.focal_prior
+    if prior is not None:
+        cost += 0.5 * float((prior.information * (state.log_focal - prior.mean) ** 2).sum())
+    return cost
 
 
 def number_columns(problem: Problem, state: State) -> Columns:
@@ -169,6 +177,11 @@ def _solve_damped(problem: Problem, state: State, columns: Columns, systems: Seq
         mapping, at = view_columns(problem, state, columns, view)
         blocks.append((at, mapping.T @ system.normal @ mapping))
         gradient[at] += mapping.T @ system.gradient
+    prior = problem.focal_prior
+    if prior is not None:
+        at = np.arange(columns.focal, columns.size)
+        blocks.append((at, np.diag(prior.information)))
+        gradient[at] += prior.information * (state.log_focal - prior.mean)
     if not problem.fixed_depth.any():  # nothing fixes the unit of the world: keep the edges' mean log scale
         at = np.arange(columns.scale, min(columns.focal, columns.scale + GAUGE_EDGES))
         weight = sum(float(np.trace(s.normal)) for s in systems) / max(len(at), 1) ** 2
