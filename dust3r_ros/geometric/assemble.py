@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from dust3r_ros.data import BoolArray, FloatArray, Intrinsics, PairPrediction, PairState
@@ -51,8 +50,8 @@ def directed_prediction(
 ) -> PairPrediction:
     """The pointmaps of both views in camera i's frame. Pixels of confidence 0 lie at the median depth (1 if unknown).
 
-    A FAILED pair has confidence 0 everywhere. For ROTATION_ONLY the two camera centres coincide and depth comes from
-    the view's other pairs, or is constant: only the relative rotation means anything, and the confidence is low.
+    A FAILED pair has confidence 0 everywhere. For ROTATION_ONLY the two camera centres coincide and all points
+    lie at distance 1 from them: only the relative rotation means anything, and the confidence is low.
     """
     if geometry.pose is None:
         points_i, points_j = (backproject(np.ones((k.height, k.width)), k) for k in (k_i, k_j))
@@ -60,7 +59,7 @@ def directed_prediction(
             points_i, np.zeros(points_i.shape[:2]), points_j, np.zeros(points_j.shape[:2]), geometry.state
         )
     if geometry.state is PairState.ROTATION_ONLY:
-        return _without_parallax(geometry.pose.rotation, k_i, k_j, reference)
+        return _without_parallax(geometry.pose.rotation, k_i, k_j)
     scale = reference.scale_of(geometry.depth_i)
     reference.extend(scale * geometry.depth_i.depth, geometry.depth_i.confidence > 0)
     j_to_i = invert_pose(make_pose(geometry.pose.rotation, scale * geometry.pose.translation))
@@ -74,25 +73,23 @@ def _without_holes(depth: DepthMap, scale: float) -> FloatArray:
     return scale * np.where(known, depth.depth, np.median(depth.depth[known]))
 
 
-def _without_parallax(
-    rotation: FloatArray, k_i: Intrinsics, k_j: Intrinsics, reference: ReferenceDepth
-) -> PairPrediction:
-    shape = (k_i.height, k_i.width)
-    depth = np.ones(shape) if reference.depth is None else np.where(reference.depth > 0, reference.depth, 1.0)
-    rays_j = pixel_rays(k_j) @ rotation  # in camera i's frame
-    seen_j_in_i = np.nan_to_num(project(rays_j, k_i) - 0.5, nan=-1e4).clip(-1e4, 1e4).astype(np.float32)
-    seen_i_in_j = project(pixel_rays(k_i) @ rotation.T, k_j)
-    z = cv2.remap(
-        depth.astype(np.float32), seen_j_in_i[..., 0], seen_j_in_i[..., 1], cv2.INTER_NEAREST,
-        borderMode=cv2.BORDER_CONSTANT, borderValue=0,
-    )  # fmt: skip
-    overlap_j = z > 0
+def _without_parallax(rotation: FloatArray, k_i: Intrinsics, k_j: Intrinsics) -> PairPrediction:
+    """Both views' rays in camera i's frame, at distance 1: the same in both directions of the pair."""
+    rays_i, rays_j = _unit(pixel_rays(k_i)), _unit(pixel_rays(k_j)) @ rotation
+    conf_i = NO_PARALLAX_CONFIDENCE * _sees(k_j, rays_i @ rotation.T)
+    conf_j = NO_PARALLAX_CONFIDENCE * _sees(k_i, rays_j)
+    return _prediction(rays_i, conf_i, rays_j, conf_j, PairState.ROTATION_ONLY)
+
+
+def _unit(rays: FloatArray) -> FloatArray:
+    return rays / np.linalg.norm(rays, axis=-1, keepdims=True)
+
+
+def _sees(k: Intrinsics, points: FloatArray) -> BoolArray:
+    """Which camera-frame points (..., 3) fall into the image."""
+    pixels = project(points, k)
     with np.errstate(invalid="ignore"):
-        overlap_i = (seen_i_in_j >= 0).all(-1) & (seen_i_in_j[..., 0] < k_j.width) & (seen_i_in_j[..., 1] < k_j.height)
-    factor = np.where(overlap_j, z / np.where(overlap_j, rays_j[..., 2], 1), 1)
-    points_i, points_j = backproject(depth, k_i), rays_j * factor[..., None]
-    conf_i, conf_j = NO_PARALLAX_CONFIDENCE * overlap_i, NO_PARALLAX_CONFIDENCE * overlap_j
-    return _prediction(points_i, conf_i, points_j, conf_j, PairState.ROTATION_ONLY)
+        return (pixels >= 0).all(-1) & (pixels[..., 0] <= k.width) & (pixels[..., 1] <= k.height)
 
 
 def _prediction(
