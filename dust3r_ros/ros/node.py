@@ -64,7 +64,7 @@ class Dust3rNode(Node):
         self._live = LiveParameters(self, declare_config(self), self._reconfigure)
         config = self.config
         self._reconstructor = Reconstructor(config.reconstructor)
-        self._selecting = threading.Lock()  # selection runs in the callback, a reset in the worker
+        self._counting = threading.Lock()  # an image is counted and queued in the callback, a reset runs in the worker
         self._statistics = Statistics()
         self._paused = False
         self._map_points = 0
@@ -114,20 +114,23 @@ class Dust3rNode(Node):
     def _on_image(self, message: Any, to_rgb: Callable[[Any], ByteImage]) -> None:
         if self._paused:
             return
-        arrived, stamp_ns = time.monotonic(), stamp_ns_of(message.header)
-        self._statistics.received(stamp_ns)
-        try:
-            image = to_rgb(message)
-            intrinsics = self._calibration.for_image(*image.shape[:2])
-        except RosError as error:
-            self._statistics.dropped(Drop.INVALID)
-            self.get_logger().warning(f"image skipped: {error}", throttle_duration_sec=_THROTTLE_S)
-            return
-        with self._selecting:
-            decision = self._reconstructor.select(image, stamp_ns)
+        arrived = time.monotonic()
+        with self._counting:
+            self._statistics.received(stamp_ns_of(message.header))
+            try:
+                image = to_rgb(message)
+                intrinsics = self._calibration.for_image(*image.shape[:2])
+            except RosError as error:
+                self._statistics.dropped(Drop.INVALID)
+                self.get_logger().warning(f"image skipped: {error}", throttle_duration_sec=_THROTTLE_S)
+                return
+            self._consider(Frame(image, stamp_ns_of(message.header), message.header.frame_id, intrinsics, arrived))
+
+    def _consider(self, frame: Frame) -> None:
+        decision = self._reconstructor.select(frame.image, frame.stamp_ns)
         if not decision.take:
             self._statistics.dropped(drop_of(decision.reason))
-        elif self._worker.offer(Frame(image, stamp_ns, message.header.frame_id, intrinsics, arrived)) is not None:
+        elif self._worker.offer(frame) is not None:
             self._statistics.dropped(Drop.QUEUE_FULL)
 
     def _on_camera_info(self, message: CameraInfo) -> None:
@@ -164,7 +167,6 @@ class Dust3rNode(Node):
         return response
 
     async def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        self._statistics.dropped(Drop.QUEUE_FULL, self._worker.clear())
         _, response.message = await self._in_worker(self._reset)
         response.success = not response.message
         response.message = response.message or "map, path and counts are empty"
@@ -185,7 +187,7 @@ class Dust3rNode(Node):
         def answer(done: Any) -> None:
             error = RosError("the node is stopping") if done.cancelled() else done.exception()
             if error is not None and not isinstance(error, Dust3rError):
-                self.get_logger().error(f"service failed: {type(error).__name__}: {error}")
+                self.get_logger().error(f"a service failed: {type(error).__name__}: {error}")
             answered.set_result((None, str(error) or "failed") if error is not None else (done.result(), ""))
             if self.context.ok():
                 self._woken.trigger()  # the executor sleeps until something happens
@@ -212,10 +214,11 @@ class Dust3rNode(Node):
         self.get_logger().error(f"keyframe at {frame.stamp_ns} ns dropped: {type(error).__name__}: {error}")
 
     def _reset(self) -> None:
-        with self._selecting:
+        with self._counting:
+            self._worker.clear()
             self._reconstructor.reset()
-        self._statistics.reset()
-        self._map_points = 0
+            self._statistics.reset()
+            self._map_points = 0
         self._outputs.cleared(self._newest_stamp_ns)
 
     def _save(self, path: str) -> list[Any]:
