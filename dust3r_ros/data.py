@@ -218,6 +218,7 @@ class Update:
     ``view`` is the new keyframe's estimate; ``intrinsics`` are the camera's, for its original image, with
     ``focal_spread_px`` the robust spread of the focal over the camera's keyframes (0 when known).
     ``moved`` maps the index of every older keyframe whose estimate changed to its new estimate.
+    ``edge_residual`` is the mean over the window's edges, relative to depth (no unit).
     """
 
     keyframe: Keyframe
@@ -227,3 +228,4 @@ class Update:
     moved: Mapping[int, ViewEstimate]
     times: StageTimes
     metric: bool = False
+    edge_residual: float = 0.0

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from dust3r_ros.alignment import AlignmentUpdate, IncrementalAligner, align
 from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.data import (
@@ -156,6 +158,7 @@ class Reconstructor:
             focal_spread_px=aligned.focal_spread_px / prepared.transform.scale_x,
             moved=aligned.moved,
             times=watch.times(),
+            edge_residual=float(np.mean(list(aligned.edge_residual.values()) or [0.0])),
         )
 
     def trajectory(self) -> list[tuple[int, FloatArray]]:

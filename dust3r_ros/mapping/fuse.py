@@ -96,6 +96,13 @@ class FusedMap:
         """Edge of a voxel in world units; 0 when every point is kept or there is none yet."""
         return self._grid.edge if self._grid is not None else 0.0
 
+    def __len__(self) -> int:
+        """Points in the map, without making the cloud."""
+        if self._grid is not None:
+            return self._grid.count()
+        clouds = [f.added for f in self._movable.values() if isinstance(f.added, PointCloud)]
+        return sum(map(len, self._frozen + clouds))
+
     def add(self, index: int, view: ViewEstimate, pixels: ByteImage) -> None:
         """Fuse a new keyframe. ``index`` must be larger than all before; ``pixels`` (H, W, 3) are its image."""
         if index <= self._newest:

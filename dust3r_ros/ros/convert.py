@@ -205,6 +205,7 @@ def status_message(
         status.focal_px = float(newest.intrinsics.focal_px)
         status.focal_spread_px = float(newest.focal_spread_px)
         status.metric = bool(newest.metric)
+        status.edge_residual = float(newest.edge_residual)
     return status
 
 

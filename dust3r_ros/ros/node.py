@@ -107,7 +107,7 @@ class Dust3rNode(Node):
     def _serve(self) -> None:
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(SetBool, "~/pause", self._on_pause)
-        self.create_service(SaveMap, "~/save_map", self._on_save_map)
+        self.create_service(SaveMap, "~/save_map", self._on_save_map)  # type: ignore[misc]
 
     # Callbacks of the executor: quick, and never waiting for the worker.
 
