@@ -1,0 +1,93 @@
+"""Pairwise predictions from a file, and an aligned scene to one (``dust3r-ros align``)."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dust3r_ros.data import Edge, FloatArray, PairPrediction, Scene
+from dust3r_ros.errors import AlignmentError
+
+ARRAYS = {"edges": 2, "points_i": 4, "conf_i": 3, "points_j": 4, "conf_j": 3}  # name: dimensions
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Directed pairwise predictions of ``views`` views."""
+
+    edges: tuple[Edge, ...]
+    views: int
+
+
+def load_predictions(path: Path) -> Predictions:
+    """Read a predictions file (.npz).
+
+    It holds ``edges`` (E, 2), ``points_i`` and ``points_j`` (E, H, W, 3) in camera i's frame, ``conf_i`` and
+    ``conf_j`` (E, H, W), and optionally ``views`` () or ``poses`` (N, 4, 4), which tell how many views there are
+    (else the largest number in ``edges`` does). Raises AlignmentError for anything else.
+    """
+    arrays = _read_arrays(Path(path))
+    edges = arrays["edges"]
+    if edges.shape[1] != 2 or not len(edges) or not np.issubdtype(edges.dtype, np.integer) or edges.min() < 0:
+        raise AlignmentError(f"{path}: edges must be (E, 2) view numbers, got {edges.shape} {edges.dtype}")
+    for name in ("points_i", "points_j"):
+        shape, conf = arrays[name].shape, arrays[name.replace("points", "conf")].shape
+        if shape[0] != len(edges) or shape[3] != 3 or conf != shape[:3]:
+            raise AlignmentError(f"{path}: {name} must be ({len(edges)}, H, W, 3) with its conf, got {shape} and {conf}")
+    views = int(arrays["views"]) if "views" in arrays else len(arrays["poses"]) if "poses" in arrays else 0
+    views = max(views, int(edges.max()) + 1)
+    parts = (arrays["points_i"], arrays["conf_i"], arrays["points_j"], arrays["conf_j"])
+    found = [Edge(int(i), int(j), PairPrediction(*(part[k] for part in parts))) for k, (i, j) in enumerate(edges)]
+    return Predictions(tuple(found), views)
+
+
+def _read_arrays(path: Path) -> dict[str, FloatArray]:
+    wanted = (*ARRAYS, "views", "poses")
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            if not isinstance(data, np.lib.npyio.NpzFile):
+                raise AlignmentError(f"{path}: expected a .npz of predictions, got a single array")
+            arrays = {name: data[name] for name in wanted if name in data.files}
+    except FileNotFoundError as error:
+        raise AlignmentError(f"{path}: no such file") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise AlignmentError(f"{path}: not a readable .npz of predictions ({error})") from error
+    missing = [name for name in ARRAYS if name not in arrays]
+    if missing:
+        raise AlignmentError(f"{path}: expected the arrays {', '.join(ARRAYS)}, {', '.join(missing)} missing")
+    for name, dimensions in ARRAYS.items():
+        if arrays[name].ndim != dimensions or arrays[name].dtype.kind not in "fiu":
+            raise AlignmentError(
+                f"{path}: {name} must be numbers in {dimensions} dimensions, "
+                f"got {arrays[name].dtype} {arrays[name].shape}"
+            )
+    return arrays
+
+
+def save_scene(path: Path, scene: Scene, seconds: float) -> None:
+    """Write ``poses`` (N, 4, 4) camera to world, ``focal`` (N,) pixels, ``depth`` (N, H, W), ``registered`` (N,) and
+    ``seconds`` to a .npz. Views of other sizes than the largest have depth 0 outside of their own.
+
+    Raises AlignmentError when the file cannot be written.
+    """
+    views = scene.views
+    height = max(v.depth.shape[0] for v in views)
+    width = max(v.depth.shape[1] for v in views)
+    depth = np.zeros((len(views), height, width), np.float32)
+    for k, v in enumerate(views):
+        depth[k, : v.depth.shape[0], : v.depth.shape[1]] = v.depth
+    try:
+        with Path(path).open("wb") as file:
+            np.savez(
+                file,
+                poses=np.array([v.camera_to_world for v in views]),
+                focal=np.array([v.intrinsics.focal_px for v in views]),
+                depth=depth,
+                registered=np.array([v.registered for v in views]),
+                seconds=np.array(seconds),
+            )
+    except OSError as error:
+        raise AlignmentError(f"{path}: cannot be written ({error.strerror or error})") from error
