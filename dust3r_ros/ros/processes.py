@@ -1,0 +1,126 @@
+"""Child processes that are told to stop and never left behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from dust3r_ros.errors import RosError
+
+log = logging.getLogger(__name__)
+
+_QUOTED_LINES = 3
+
+
+class Child:
+    """A Python module run as a process of its own; a context manager at whose end the process is gone.
+
+    Its output goes to ``log_file``. Leaving the block interrupts it (SIGINT), and kills it when it does not end
+    within ``patience_s``.
+    """
+
+    def __init__(
+        self, module: str, arguments: Sequence[str], log_file: Path, environment: Mapping[str, str], patience_s: float = 5.0
+    ) -> None:  # fmt: skip
+        self.name = module.rsplit(".", 1)[-1]
+        self.log_file = log_file
+        self._patience_s = patience_s
+        self._command = [sys.executable, "-u", "-m", module, *arguments]
+        self._environment = dict(environment)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Child:
+        with self.log_file.open("wb") as output:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self._environment
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.running:
+            self._interrupt()
+
+    @property
+    def running(self) -> bool:
+        """Whether the process still runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def check_running(self) -> None:
+        """Raises RosError, with the end of its output, when the process has ended."""
+        if not self.running:
+            raise RosError(f"{self.name} ended by itself with exit code {self._code()}{self._last_words()}")
+
+    def check_finished(self) -> None:
+        """Raises RosError, with the end of its output, unless the process ended well."""
+        if self.running or self._code() != 0:
+            state = "still runs" if self.running else f"failed with exit code {self._code()}"
+            raise RosError(f"{self.name} {state}{self._last_words()}")
+
+    def stop(self) -> None:
+        """Interrupt it, as Ctrl-C does, and wait. Raises RosError unless it ends in time and well."""
+        self.check_running()
+        if not self._interrupt():
+            raise RosError(f"{self.name} did not stop within {self._patience_s:g} s of SIGINT and was killed")
+        self.check_finished()
+
+    def _interrupt(self) -> bool:
+        process = self._started()
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(self._patience_s)
+        except subprocess.TimeoutExpired:
+            log.warning("%s did not stop within %g s: killed", self.name, self._patience_s)
+            process.kill()
+            process.wait()
+            return False
+        return True
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError(f"{self.name} was not started: use it in a with block")
+        return self._process
+
+    def _code(self) -> int | None:
+        return self._started().poll()
+
+    def _last_words(self) -> str:
+        lines = self.log_file.read_text(errors="replace").strip().splitlines()[-_QUOTED_LINES:]
+        return f" (see {self.log_file}): {' | '.join(line.strip() for line in lines)}" if lines else ""
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """While in this block SIGTERM raises KeyboardInterrupt, so that children are stopped on the way out."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_: int, __: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def private_environment() -> dict[str, str]:
+    """The environment for children that find each other and disturb nobody else.
+
+    Without a ROS_DOMAIN_ID of the user's it gets one of its own, and stays on this machine.
+    """
+    environment = dict(os.environ)
+    environment.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
+    environment.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    return environment
