@@ -33,11 +33,10 @@ def usable_pixels(view: ViewEstimate, quantile: float, max_depth_step: float = 0
         return np.zeros(view.depth.shape, bool)
     keep = known & (view.confidence >= np.quantile(view.confidence[known], quantile))
     if max_depth_step > 0:
-        depth = np.where(known, view.depth, np.float32(np.nan)).astype(np.float32)
         around = np.ones((3, 3), np.uint8)
-        nearest = cv2.erode(np.where(known, depth, np.float32(np.inf)), around)
-        farthest = cv2.dilate(np.where(known, depth, np.float32(0.0)), around)
-        keep &= farthest <= nearest * (1.0 + max_depth_step)
+        nearest = cv2.erode(np.where(known, view.depth, np.float32(np.inf)), around)
+        farthest = cv2.dilate(np.where(known, view.depth, np.float32(0.0)), around)
+        keep[keep] = farthest[keep] <= nearest[keep] * (1.0 + max_depth_step)
     return keep
 
 

@@ -159,6 +159,13 @@ def test_points_at_a_depth_edge_are_left_out():
     np.testing.assert_array_equal(np.flatnonzero(~kept.all(axis=0)), [31, 32])
 
 
+def test_unknown_depth_is_no_depth_edge():
+    depth = np.full((HEIGHT, WIDTH), 2.0, np.float32)
+    depth[:30, :40] = 0
+    kept = usable_pixels(wall(depth=depth), 0.0, max_depth_step=0.1)
+    np.testing.assert_array_equal(kept, depth > 0)
+
+
 def test_an_unregistered_view_adds_nothing():
     fused = FusedMap(ALL)
     fused.add(0, wall(registered=False), flat())

@@ -1,0 +1,63 @@
+"""Tables for the terminal and for documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dust3r_ros.evaluation.metrics import PoseErrors
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run is summed up by; None for what is not known. Lengths are in the unit of truth, ``unit``."""
+
+    model: str
+    frames: int
+    keyframes: int
+    registered: int
+    seconds: float
+    points: int
+    focal_px: float | None = None
+    true_focal_px: float | None = None
+    errors: PoseErrors | None = None
+    path_length: float | None = None
+    unit: str = ""
+
+
+def summary_rows(summary: Summary) -> list[tuple[str, str]]:
+    """A summary as (what, value), errors against truth only where it is known."""
+    s = summary
+    rate = s.frames / s.seconds if s.seconds > 0 else 0.0
+    rows = [
+        ("model", s.model),
+        ("frames seen", f"{s.frames}"),
+        ("keyframes", f"{s.keyframes} ({s.registered} with a pose)"),
+        ("time", f"{s.seconds:.1f} s, {rate:.1f} frames/s"),
+        ("points", f"{s.points}"),
+    ]
+    if s.focal_px is not None:
+        off = f", {100 * abs(s.focal_px / s.true_focal_px - 1):.1f} % from the true" if s.true_focal_px else ""
+        rows.append(("focal", f"{s.focal_px:.1f} px{off}"))
+    errors = s.errors
+    if errors is not None and errors.ate_rmse is not None:
+        share = f", {100 * errors.ate_rmse / s.path_length:.1f} % of {s.path_length:.2f}" if s.path_length else ""
+        rows.append(("path error (RMSE)", f"{errors.ate_rmse:.3g}{share} {s.unit}".rstrip()))
+    if errors is not None and errors.rotation_deg is not None:
+        rows.append(("rotation error", f"{errors.rotation_deg:.2f} deg (median over pairs)"))
+    return rows
+
+
+def text_table(rows: Sequence[tuple[str, str]]) -> str:
+    """Two aligned columns."""
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns are aligned in the source too."""
+    table = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    lines = ["| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)) + " |" for row in table]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)

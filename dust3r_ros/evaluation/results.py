@@ -1,0 +1,208 @@
+"""One form for what a reconstruction gave, batch or incremental, and the files that are written of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dust3r_ros.config import ReconstructorConfig
+from dust3r_ros.data import FloatArray, Intrinsics, PreparedImage, ViewEstimate
+from dust3r_ros.errors import AlignmentError
+from dust3r_ros.mapping.cloud import PointCloud
+from dust3r_ros.mapping.export import CameraRecord, write_cameras_json, write_cloud, write_tum
+from dust3r_ros.mapping.fuse import FusedMap
+from dust3r_ros.pairing import SceneGraph, make_pairs
+from dust3r_ros.pipeline import Reconstructor, SourceImage, reconstruct
+from dust3r_ros.predictor import PairPredictor, PredictorInfo
+
+COMPLETE_UP_TO = 12  # views; more are paired in a sliding window unless the user says otherwise
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, the work done and the whole (0 when it is not known)."""
+
+
+@dataclass(frozen=True, eq=False)
+class PosedView:
+    """One image with a pose. ``number`` counts the given images; ``intrinsics`` are for the original image."""
+
+    number: int
+    name: str
+    stamp_ns: int
+    camera_to_world: FloatArray
+    intrinsics: Intrinsics
+    estimate: ViewEstimate
+    image: PreparedImage
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """What came of some images.
+
+    ``views`` are those with a pose, in order; of ``images`` given, ``tried`` were to get one (in an incremental run
+    the keyframes); ``seconds`` is the wall time with reading the images and without loading the model.
+    """
+
+    views: tuple[PosedView, ...]
+    cloud: PointCloud
+    images: int
+    tried: int
+    seconds: float
+    info: PredictorInfo
+    metric: bool = False
+
+    @property
+    def focal_px(self) -> float | None:
+        """Median focal over the views, pixels of the original images."""
+        return float(np.median([view.intrinsics.focal_px for view in self.views])) if self.views else None
+
+    def trajectory(self) -> list[tuple[int, FloatArray]]:
+        """(stamp_ns, camera_to_world) of every view."""
+        return [(view.stamp_ns, view.camera_to_world) for view in self.views]
+
+    def poses(self) -> FloatArray:
+        """Camera to world of every view, (N, 4, 4)."""
+        return np.stack([view.camera_to_world for view in self.views]) if self.views else np.empty((0, 4, 4))
+
+
+def choose_pairs(views: int, config: ReconstructorConfig, graph: SceneGraph | None = None) -> list[tuple[int, int]]:
+    """The directed pairs of a batch: all for few views, else a sliding window of ``config.window``."""
+    if graph is None:
+        graph = SceneGraph.COMPLETE if views <= COMPLETE_UP_TO else SceneGraph.SLIDING_WINDOW
+    return make_pairs(views, graph, window=config.window)
+
+
+def run_batch(
+    sources: Sequence[SourceImage],
+    config: ReconstructorConfig,
+    predictor: PairPredictor[Any],
+    graph: SceneGraph | None = None,
+    progress: Progress | None = None,
+) -> Reconstruction:
+    """Every image a view; all pairs of the scene graph; one global alignment."""
+    start = time.perf_counter()
+    pairs = choose_pairs(len(sources), config, graph)
+    result = reconstruct(sources, config, predictor, pairs, progress)
+    fused = FusedMap(config.map)
+    views = []
+    for number, (source, view, image) in enumerate(zip(sources, result.scene.views, result.images, strict=True)):
+        if not view.registered:
+            continue
+        fused.add(number, view, image.pixels)
+        original = image.transform.to_original(view.intrinsics)
+        views.append(PosedView(number, source.name, source.stamp_ns, view.camera_to_world, original, view, image))
+    return Reconstruction(
+        views=tuple(views),
+        cloud=fused.cloud(),
+        images=len(sources),
+        tried=len(sources),
+        seconds=time.perf_counter() - start,
+        info=predictor.info,
+        metric=result.scene.metric,
+    )
+
+
+class IncrementalRun:
+    """Images into a ``Reconstructor`` one after the other, as the node does, with nothing dropped.
+
+    ``keep`` bounds how many views keep their depth and pixels (all when None): a long recording has many keyframes.
+    Then only every second, fourth, ... has them; the others' are empty.
+    """
+
+    def __init__(self, reconstructor: Reconstructor, keep: int | None = None) -> None:
+        self._reconstructor = reconstructor
+        self._keep = keep
+        self._views: dict[int, PosedView] = {}
+        self._stride = 1
+        self._images = 0
+        self._tried = 0
+        self._start = time.perf_counter()
+
+    def add(self, source: SourceImage) -> bool:
+        """Offer an image; whether it became a keyframe."""
+        number, self._images = self._images, self._images + 1
+        update = self._reconstructor.add(source.load(), source.stamp_ns, source.camera, source.intrinsics)
+        if update is None:
+            return False
+        self._tried += 1
+        key, view, image = update.keyframe.index, update.view, update.keyframe.image
+        self._views[key] = PosedView(
+            number, source.name, source.stamp_ns, view.camera_to_world, update.intrinsics, view, image
+        )
+        for moved, estimate in update.moved.items():
+            if moved in self._views:
+                self._views[moved] = _moved(self._views[moved], estimate)
+        self._thin()
+        return True
+
+    def result(self) -> Reconstruction:
+        """What there is so far, with the newest pose of every keyframe that has one."""
+        poses = dict(self._reconstructor.trajectory())
+        views = [
+            replace(view, camera_to_world=poses[view.stamp_ns])
+            for _, view in sorted(self._views.items())
+            if view.stamp_ns in poses
+        ]
+        return Reconstruction(
+            views=tuple(views),
+            cloud=self._reconstructor.map.cloud(),
+            images=self._images,
+            tried=self._tried,
+            seconds=time.perf_counter() - self._start,
+            info=self._reconstructor.info,
+        )
+
+    def _thin(self) -> None:
+        full = [key for key, view in self._views.items() if view.estimate.depth.size]
+        if self._keep is None or len(full) <= self._keep:
+            return
+        self._stride *= 2
+        for key in full[:-1]:  # the newest may still move
+            if key % self._stride:
+                self._views[key] = _without_pixels(self._views[key])
+
+
+def run_incremental(
+    sources: Iterable[SourceImage],
+    config: ReconstructorConfig,
+    predictor: PairPredictor[Any],
+    progress: Progress | None = None,
+    whole: int = 0,
+) -> Reconstruction:
+    """Images through the incremental pipeline, in order. ``whole`` is their number, for ``progress``."""
+    run = IncrementalRun(Reconstructor(config, predictor))
+    report = progress or (lambda stage, done, whole: None)
+    for done, source in enumerate(sources):
+        report("reconstruct", done, whole)
+        run.add(source)
+    report("reconstruct", whole, whole)
+    return run.result()
+
+
+def write_results(result: Reconstruction, folder: Path) -> None:
+    """``trajectory.tum``, ``cloud.ply`` and ``cameras.json`` into a folder. Raises ExportError, and AlignmentError when
+    there is nothing to write.
+    """
+    if not result.views:
+        raise AlignmentError(f"none of the {result.images} images could be placed: there is nothing to write")
+    write_tum(result.trajectory(), folder / "trajectory.tum")
+    write_cloud(result.cloud, folder / "cloud.ply")
+    cameras = [CameraRecord(view.name, view.intrinsics, view.camera_to_world) for view in result.views]
+    write_cameras_json(cameras, folder / "cameras.json", metric=result.metric)
+
+
+def _moved(view: PosedView, estimate: ViewEstimate) -> PosedView:
+    intrinsics = view.image.transform.to_original(estimate.intrinsics)
+    moved = replace(view, camera_to_world=estimate.camera_to_world, intrinsics=intrinsics, estimate=estimate)
+    return moved if view.estimate.depth.size else _without_pixels(moved)
+
+
+def _without_pixels(view: PosedView) -> PosedView:
+    nothing = np.empty((0, 0), np.float32)
+    bare = replace(view.estimate, depth=nothing, confidence=nothing)
+    image = PreparedImage(np.empty((0, 0, 3), np.uint8), view.image.transform)
+    return replace(view, estimate=bare, image=image)
