@@ -69,7 +69,9 @@ def fuse_depth(own: Sequence[OwnMap], seen: Sequence[SeenMap], intrinsics: Intri
     return FusedDepth(depth.reshape(shape).astype(F32), np.sqrt(confidence).reshape(shape).astype(F32))
 
 
-def _start(own: Sequence[OwnMap], direct: Sequence[FloatArray], seen: Sequence[SeenMap], rays: FloatArray) -> FloatArray:
+def _start(
+    own: Sequence[OwnMap], direct: Sequence[FloatArray], seen: Sequence[SeenMap], rays: FloatArray
+) -> FloatArray:
     """Weighted mean of the own-frame depths; where there is none, of the others' points along the ray."""
     total, weight = np.zeros(rays.shape[1], F32), np.zeros(rays.shape[1], F32)
     for m, z in zip(own, direct):

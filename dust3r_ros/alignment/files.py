@@ -36,7 +36,9 @@ def load_predictions(path: Path) -> Predictions:
     for name in ("points_i", "points_j"):
         shape, conf = arrays[name].shape, arrays[name.replace("points", "conf")].shape
         if shape[0] != len(edges) or shape[3] != 3 or conf != shape[:3]:
-            raise AlignmentError(f"{path}: {name} must be ({len(edges)}, H, W, 3) with its conf, got {shape} and {conf}")
+            raise AlignmentError(
+                f"{path}: {name} must be ({len(edges)}, H, W, 3) with its conf, got {shape} and {conf}"
+            )
     views = int(arrays["views"]) if "views" in arrays else len(arrays["poses"]) if "poses" in arrays else 0
     views = max(views, int(edges.max()) + 1)
     parts = (arrays["points_i"], arrays["conf_i"], arrays["points_j"], arrays["conf_j"])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dust3r_ros.alignment.batch import Fit, fuse_view, initial_log_scale, unregistered_view, view_intrinsics
+from dust3r_ros.alignment.batch import initial_log_scale
 from dust3r_ros.alignment.initialise import Layout, Placement, place_all, place_view
 from dust3r_ros.alignment.intrinsics import DEFAULT_FOCAL, FocalTrack, edge_focal
 from dust3r_ros.alignment.linearise import own_focal_evidence
@@ -23,6 +23,7 @@ from dust3r_ros.alignment.observations import (
     sample_edge,
     view_sizes,
 )
+from dust3r_ros.alignment.result import Fit, fuse_view, unregistered_view, view_intrinsics
 from dust3r_ros.alignment.solve import CUTOFF, solve
 from dust3r_ros.config import AlignmentConfig
 from dust3r_ros.data import Edge, FloatArray, Intrinsics, ViewEstimate

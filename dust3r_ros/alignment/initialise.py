@@ -7,7 +7,7 @@ wrong edge does no harm while there are others.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,7 +35,7 @@ class Placement:
 class Layout:
     """Placed views and their rays; ``world`` points follow from both."""
 
-    rays: Sequence[FloatArray] | dict[int, FloatArray]
+    rays: Mapping[int, FloatArray]
     placed: dict[int, Placement] = field(default_factory=dict)
 
     def world(self, view: int) -> FloatArray:
@@ -52,7 +52,7 @@ class _Proposal:
     known: FloatArray
 
 
-def place_all(edges: Sequence[SampledEdge], views: Iterable[int], rays: Sequence[FloatArray]) -> Layout:
+def place_all(edges: Sequence[SampledEdge], views: Iterable[int], rays: Mapping[int, FloatArray]) -> Layout:
     """Place as many of ``views`` as possible; the strongest edge's first view gets the identity."""
     layout = Layout(rays)
     remaining = set(views)

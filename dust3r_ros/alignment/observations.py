@@ -42,7 +42,7 @@ class SampledEdge:
 
     @property
     def usable(self) -> bool:
-        return min(np.count_nonzero(self.weight_i), np.count_nonzero(self.weight_j)) >= MIN_SAMPLES
+        return bool(min(np.count_nonzero(self.weight_i), np.count_nonzero(self.weight_j)) >= MIN_SAMPLES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +116,7 @@ def sample_map(
     flat, conf = points.reshape(-1, 3), confidence.ravel()
     if pixels is not None:
         flat, conf = flat[pixels], conf[pixels]
-    planar = np.ascontiguousarray(flat.T, dtype=dtype)
+    planar: FloatArray = np.ascontiguousarray(flat.T, dtype=dtype)
     with np.errstate(invalid="ignore"):
         good = (conf >= floor) & (conf > 0) & np.isfinite(conf) & np.isfinite(planar.sum(axis=0))
     weight = np.square(conf, dtype=dtype)

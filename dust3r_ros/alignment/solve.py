@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from dust3r_ros.alignment.linearise import ViewSystem, linearise_view, own_errors, seen_errors
 from dust3r_ros.alignment.model import LEAST_NOISE, Noise, Problem, State
+from dust3r_ros.alignment.observations import IntArray
 from dust3r_ros.config import AlignmentConfig
 from dust3r_ros.data import FloatArray
 
@@ -32,7 +33,7 @@ WIDENING = (8.0, 3.0)  # the first rounds see all edges, so that a loop that doe
 class Columns:
     """Where a problem's parameters are in the global vector: ``pose`` (N,) first of six, -1 when fixed."""
 
-    pose: FloatArray
+    pose: IntArray
     scale: int
     focal: int
     size: int
@@ -136,7 +137,7 @@ def _linearise(problem: Problem, state: State, noise: Noise) -> list[ViewSystem]
     ]
 
 
-def view_columns(problem: Problem, state: State, columns: Columns, view: int) -> tuple[FloatArray, FloatArray]:
+def view_columns(problem: Problem, state: State, columns: Columns, view: int) -> tuple[FloatArray, IntArray]:
     """How a view's local parameters depend on the global ones: ``local = map (n, m) @ global[at (m,)]``.
 
     A relative pose step in camera i is ``step_i - Ad(T_iv) step_v``.
@@ -176,7 +177,8 @@ def adjoint(rotation: FloatArray, translation: FloatArray) -> FloatArray:
 
 def _solve_damped(problem: Problem, state: State, columns: Columns, systems: Sequence[ViewSystem],
                   damping: float) -> FloatArray:  # fmt: skip
-    blocks, gradient = [], np.zeros(columns.size)
+    blocks: list[tuple[IntArray, FloatArray]] = []
+    gradient = np.zeros(columns.size)
     for view, system in enumerate(systems):
         mapping, at = view_columns(problem, state, columns, view)
         blocks.append((at, mapping.T @ system.normal @ mapping))
@@ -194,7 +196,7 @@ def _solve_damped(problem: Problem, state: State, columns: Columns, systems: Seq
     return -delta * min(1.0, LARGEST_STEP / max(float(np.abs(delta).max(initial=0.0)), 1e-300))
 
 
-def _solve_blocks(blocks: Sequence[tuple[FloatArray, FloatArray]], gradient: FloatArray, damping: float) -> FloatArray:
+def _solve_blocks(blocks: Sequence[tuple[IntArray, FloatArray]], gradient: FloatArray, damping: float) -> FloatArray:
     """Solve the sum of dense blocks scattered at indices; dense only where that is large and mostly filled.
 
     (SuperLU also for small systems: a threaded LAPACK on a busy machine takes a hundred times longer for them.)

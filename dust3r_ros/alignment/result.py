@@ -1,0 +1,85 @@
+"""What comes out of a solved problem: a world, residuals of edges, and dense depth of views."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dust3r_ros.alignment.depth import FusedDepth, OwnMap, SeenMap, fuse_depth
+from dust3r_ros.alignment.linearise import own_errors, seen_errors
+from dust3r_ros.alignment.model import Noise, Problem, State
+from dust3r_ros.alignment.observations import Size, confidence_floor, sample_map
+from dust3r_ros.data import Edge, FloatArray, Intrinsics, PairState, ViewEstimate
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A solved set of views: ``views`` are their numbers, ``used`` the positions of the edges among those given."""
+
+    views: tuple[int, ...]
+    used: tuple[int, ...]
+    problem: Problem
+    state: State
+    noise: Noise
+
+    def in_world_of(self, view: int) -> Fit:
+        """The same fit in the frame of one of its views, whose median sampled depth becomes the unit."""
+        k = self.views.index(view)
+        state = self.state
+        unit = float(np.median(state.log_depth[k]))
+        back, origin = state.rotation[k].T, state.centre[k]
+        moved = State(
+            back @ state.rotation,
+            (state.centre - origin) @ back.T * np.exp(-unit),
+            state.log_scale + unit,
+            state.log_focal,
+            [d - unit for d in state.log_depth],
+        )
+        return replace(self, state=moved)
+
+    def edge_residuals(self) -> dict[int, float]:
+        """Confidence-weighted RMS error relative to distance, by position of the edge among those given."""
+        total, weight = np.zeros(len(self.used)), np.zeros(len(self.used))
+        for k, (s, lens) in enumerate(zip(self.problem.sightings, self.problem.lenses)):
+            rays = lens.rays(self.state.log_focal)
+            for at, w, errors in (
+                (s.own_edge, s.own_weight, own_errors(s, rays, self.state, k)),
+                (s.seen_edge, s.seen_weight, seen_errors(s, rays, self.state, k)),
+            ):
+                np.add.at(total, at, (w * (errors.radial**2 + errors.lateral2)).sum(axis=1))
+                np.add.at(weight, at, w.sum(axis=1))
+        rms = np.sqrt(total / np.maximum(weight, 1e-300))
+        return {edge: float(r) for edge, r in zip(self.used, rms)}
+
+
+def view_intrinsics(known: Intrinsics | None, size: Size, log_focal: float) -> Intrinsics:
+    """The given intrinsics, or those of a focal in units of the longer side of (H, W)."""
+    height, width = size
+    return known if known is not None else Intrinsics.from_focal(float(np.exp(log_focal)) * max(size), width, height)
+
+
+def fuse_view(view: int, edges: Sequence[Edge], scales: Sequence[float], poses: Mapping[int, FloatArray],
+              intrinsics: Intrinsics, noise: Noise, min_confidence: float) -> FusedDepth:  # fmt: skip
+    """Full-resolution depth of a view from all ``edges`` that touch it; ``scales`` take each to world units."""
+    own, seen = [], []
+    for edge, scale in zip(edges, scales):
+        if edge.prediction.state is PairState.ROTATION_ONLY:
+            continue
+        floor = confidence_floor(edge, min_confidence)
+        if edge.i == view:
+            points, weight = sample_map(edge.prediction.points_i, edge.prediction.conf_i, None, floor, np.float32)
+            own.append(OwnMap(points * np.float32(scale), weight))
+        else:
+            points, weight = sample_map(edge.prediction.points_j, edge.prediction.conf_j, None, floor, np.float32)
+            back = poses[edge.i][:3, :3].T
+            shift = back @ (poses[view][:3, 3] - poses[edge.i][:3, 3])
+            seen.append(SeenMap(points * np.float32(scale), weight, back @ poses[view][:3, :3], shift))
+    return fuse_depth(own, seen, intrinsics, noise)
+
+
+def unregistered_view(intrinsics: Intrinsics) -> ViewEstimate:
+    """A view that no edge could place: identity pose, no depth."""
+    empty = np.zeros((intrinsics.height, intrinsics.width), np.float32)
+    return ViewEstimate(np.eye(4), empty, empty.copy(), intrinsics, registered=False)
