@@ -115,7 +115,8 @@ def config_from_keywords(keywords: Mapping[str, Any]) -> NetworkConfig:
         raise CheckpointError(f"the architecture lacks {', '.join(missing)}")
     for name, allowed in _FIXED.items():
         if name in keywords and not any(_same(keywords[name], value) for value in allowed):
-            raise CheckpointError(f"{name}={keywords[name]!r} is not supported, expected {' or '.join(map(repr, allowed))}")
+            expected = " or ".join(map(repr, allowed))
+            raise CheckpointError(f"{name}={keywords[name]!r} is not supported, expected {expected}")
     try:
         values = {field: _FIELD[field](keywords[name]) for name, field in _KEYWORDS.items() if name in keywords}
         values.setdefault("square", max(values["img_size"]) <= _LARGEST_SQUARE)
@@ -198,4 +199,4 @@ def _constant(name: str, node: ast.expr) -> Any:
             return -value
     if isinstance(node, ast.Tuple | ast.List):
         return tuple(_constant(name, element) for element in node.elts)
-    raise CheckpointError(f"the value of {name} in the architecture's text must be a constant, got a {type(node).__name__}")
+    raise CheckpointError(f"{name} in the architecture's text must be a constant, got a {type(node).__name__}")

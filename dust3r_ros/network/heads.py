@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from dust3r_ros.network.architecture import NetworkConfig
 
@@ -52,7 +52,7 @@ class LinearHead(nn.Module):
         """One tensor of tokens (B, N, C) on a (rows, columns) grid to (B, 4, H, W)."""
         (last,) = tokens
         patches = self.proj(last.float()).transpose(1, 2).unflatten(-1, grid)
-        return F.pixel_shuffle(patches, self.patch)
+        return functional.pixel_shuffle(patches, self.patch)
 
 
 class DptHead(nn.Module):
@@ -138,7 +138,7 @@ class FusionBlock(nn.Module):
         if finer is not None:
             path = path + self.resConfUnit1(finer)
         path = self.resConfUnit2(path)
-        return self.out_conv(F.interpolate(path, scale_factor=2, mode="bilinear", align_corners=True))
+        return self.out_conv(functional.interpolate(path, scale_factor=2, mode="bilinear", align_corners=True))
 
 
 class ResidualUnit(nn.Module):
@@ -151,4 +151,4 @@ class ResidualUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) to the same."""
-        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+        return x + self.conv2(functional.relu(self.conv1(functional.relu(x))))

@@ -8,7 +8,7 @@ those of the published state dicts.
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from dust3r_ros.network.rope import Rotation, rotate
 
@@ -51,8 +51,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
         """(B, N, C) to (B, N, C)."""
-        query, key, value = (_split(part, self.heads) for part in self.qkv(x.to(self.qkv.weight.dtype)).chunk(3, dim=-1))
-        mixed = F.scaled_dot_product_attention(rotate(query, rotation), rotate(key, rotation), value)
+        parts = self.qkv(x.to(self.qkv.weight.dtype)).chunk(3, dim=-1)
+        query, key, value = (_split(part, self.heads) for part in parts)
+        mixed = functional.scaled_dot_product_attention(rotate(query, rotation), rotate(key, rotation), value)
         return self.proj(_merge(mixed))
 
 
@@ -73,7 +74,7 @@ class CrossAttention(nn.Module):
         query = rotate(_split(self.projq(x), self.heads), rotation)
         key = rotate(_split(self.projk(memory), self.heads), memory_rotation)
         value = _split(self.projv(memory), self.heads)
-        return self.proj(_merge(F.scaled_dot_product_attention(query, key, value)))
+        return self.proj(_merge(functional.scaled_dot_product_attention(query, key, value)))
 
 
 class Mlp(nn.Module):
@@ -86,7 +87,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) to (B, N, C)."""
-        return self.fc2(F.gelu(self.fc1(x.to(self.fc1.weight.dtype))))
+        return self.fc2(functional.gelu(self.fc1(x.to(self.fc1.weight.dtype))))
 
 
 class EncoderBlock(nn.Module):

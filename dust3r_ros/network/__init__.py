@@ -1,0 +1,18 @@
+"""The DUSt3R network in PyTorch, its checkpoints, and the pair predictor made of it."""
+
+from dust3r_ros.network.architecture import ModelSource, NetworkConfig
+from dust3r_ros.network.model import Dust3rNetwork, Pointmaps, count_parameters
+from dust3r_ros.network.predictor import EncodedImage, NetworkPredictor
+from dust3r_ros.network.weights import load_model, save_model
+
+__all__ = [
+    "Dust3rNetwork",
+    "EncodedImage",
+    "ModelSource",
+    "NetworkConfig",
+    "NetworkPredictor",
+    "Pointmaps",
+    "count_parameters",
+    "load_model",
+    "save_model",
+]

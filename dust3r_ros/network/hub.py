@@ -1,0 +1,92 @@
+"""Published models by name: from the Hugging Face cache when they are there, else downloaded into it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import re
+from pathlib import Path
+
+from dust3r_ros.errors import CheckpointError
+from dust3r_ros.network.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+
+log = logging.getLogger(__name__)
+
+PUBLISHED = {
+    "224_linear": "naver/DUSt3R_ViTLarge_BaseDecoder_224_linear",
+    "512_linear": "naver/DUSt3R_ViTLarge_BaseDecoder_512_linear",
+    "512_dpt": "naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt",
+}
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def repository_of(name: str) -> str | None:
+    """The hub repository a name means: a short name of ``PUBLISHED``, or ``owner/name``; None for neither."""
+    if name in PUBLISHED:
+        return PUBLISHED[name]
+    return name if _REPOSITORY.fullmatch(name) else None
+
+
+def fetch(repository: str) -> Path:
+    """The folder in the local cache with a repository's weights and configuration.
+
+    Files already in the cache are used without the network; others are downloaded and checked against the hub's
+    SHA-256. Raises CheckpointError saying where the files were looked for and how to get them.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import LocalEntryNotFoundError
+
+    try:
+        try:
+            config = Path(hf_hub_download(repository, CONFIG_FILE, local_files_only=True))
+            hf_hub_download(repository, WEIGHTS_FILE, local_files_only=True)
+            return config.parent
+        except LocalEntryNotFoundError:
+            log.info("downloading %s (about 2.3 GB for the published models) from the Hugging Face hub", repository)
+        config = Path(hf_hub_download(repository, CONFIG_FILE))
+        weights = Path(hf_hub_download(repository, WEIGHTS_FILE))
+    except _download_errors() as error:
+        raise CheckpointError(_how_to_get(repository, error)) from error
+    _check_sha256(weights)
+    return config.parent
+
+
+def _download_errors() -> tuple[type[Exception], ...]:
+    from huggingface_hub.utils import HfHubHTTPError, HFValidationError
+
+    errors: tuple[type[Exception], ...] = (OSError, HfHubHTTPError, HFValidationError)
+    if importlib.util.find_spec("httpx"):  # transport of huggingface_hub 1; before it was requests, an OSError
+        import httpx
+
+        errors += (httpx.HTTPError,)
+    return errors
+
+
+def _how_to_get(repository: str, error: Exception) -> str:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    place = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    return (
+        f"cannot get {WEIGHTS_FILE} and {CONFIG_FILE} of {repository}: they are not in {place}, and the hub gave: "
+        f"{reason}. Where there is a network, run 'hf download {repository} {CONFIG_FILE} {WEIGHTS_FILE}' and copy "
+        f"that folder here, or name a checkpoint by its path"
+    )
+
+
+def _check_sha256(weights: Path) -> None:
+    """The cache names a large file by its SHA-256 as the hub states it; compare."""
+    expected = weights.resolve().name
+    if not _SHA256.fullmatch(expected):
+        return
+    digest = hashlib.sha256()
+    with weights.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    if digest.hexdigest() != expected:
+        raise CheckpointError(
+            f"{weights}: damaged download, expected SHA-256 {expected}, got {digest.hexdigest()}; "
+            f"delete it and try again"
+        )

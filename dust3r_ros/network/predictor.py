@@ -1,0 +1,92 @@
+"""The network as a pair predictor."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dust3r_ros.data import FloatArray, Intrinsics, PairPrediction, PairState, PreparedImage
+from dust3r_ros.network.model import Dust3rNetwork, Pointmaps
+from dust3r_ros.predictor import ImageSize, PairPredictor, PredictorInfo
+
+log = logging.getLogger(__name__)
+
+_MOST_PAIRS = {"cuda": 8, "cpu": 2}  # in one batch; on a CPU more only costs memory
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """One image's tokens (1, N, C), on the network's device, and its (H, W) in pixels."""
+
+    tokens: Tensor
+    size: tuple[int, int]
+
+
+class NetworkPredictor(PairPredictor[EncodedImage]):
+    """Pointmaps by DUSt3R: an image is encoded once, its pairs are decoded from the kept tokens.
+
+    ``max_pairs`` bounds the pairs decoded in one batch, and so the memory.
+    """
+
+    def __init__(self, model: Dust3rNetwork, *, max_pairs: int | None = None) -> None:
+        if max_pairs is not None and max_pairs < 1:
+            raise ValueError(f"max_pairs must be at least 1, got {max_pairs}")
+        self.model = model.eval()
+        self._max_pairs = max_pairs or _MOST_PAIRS.get(model.device.type, 4)
+
+    @property
+    def info(self) -> PredictorInfo:
+        """Name and licence of the weights, and where they run."""
+        source = self.model.source
+        return PredictorInfo(source.name, source.trained, source.licence, str(self.model.device))
+
+    @property
+    def image_size(self) -> ImageSize:
+        """The form of image the network was trained on."""
+        return self.model.config.image_size
+
+    @torch.inference_mode()
+    def encode(self, image: PreparedImage, camera: str, intrinsics: Intrinsics | None = None) -> EncodedImage:
+        """Tokens of one image; DUSt3R uses neither the camera nor its intrinsics."""
+        pixels = torch.tensor(image.pixels, device=self.model.device).permute(2, 0, 1)[None]
+        return EncodedImage(self.model.encode(pixels.float() / 127.5 - 1.0), (image.height, image.width))
+
+    @torch.inference_mode()
+    def predict(self, pairs: Sequence[tuple[EncodedImage, EncodedImage]]) -> list[PairPrediction]:
+        """One prediction for each ordered pair; those of equal image sizes share batches."""
+        by_size: dict[tuple[tuple[int, int], tuple[int, int]], list[int]] = defaultdict(list)
+        for k, (i, j) in enumerate(pairs):
+            by_size[i.size, j.size].append(k)
+        predictions: dict[int, PairPrediction] = {}
+        for (size_i, size_j), members in by_size.items():
+            for start in range(0, len(members), self._max_pairs):
+                batch = members[start : start + self._max_pairs]
+                tokens_i = torch.cat([pairs[k][0].tokens for k in batch])
+                tokens_j = torch.cat([pairs[k][1].tokens for k in batch])
+                maps = self.model.decode(tokens_i, tokens_j, size_i, size_j)
+                predictions.update(zip(batch, self._to_predictions(maps), strict=True))
+        return [predictions[k] for k in range(len(pairs))]
+
+    def _to_predictions(self, maps: Pointmaps) -> list[PairPrediction]:
+        views_i = _finite(maps.points_i.cpu().numpy(), maps.conf_i.cpu().numpy())
+        views_j = _finite(maps.points_j.cpu().numpy(), maps.conf_j.cpu().numpy())
+        predictions = []
+        for points_i, conf_i, points_j, conf_j in zip(*views_i, *views_j, strict=True):
+            state = PairState.GOOD if conf_i.any() and conf_j.any() else PairState.FAILED
+            predictions.append(PairPrediction(points_i, conf_i, points_j, conf_j, state))
+        return predictions
+
+
+def _finite(points: FloatArray, conf: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Pixels whose point or confidence overflowed become "no prediction"."""
+    finite = np.isfinite(points).all(axis=-1) & np.isfinite(conf)
+    if finite.all():
+        return points, conf
+    log.warning("%d of %d predicted points are not finite and are left out", finite.size - finite.sum(), finite.size)
+    return np.where(finite[..., None], points, 0.0), np.where(finite, conf, 0.0)
