@@ -28,8 +28,13 @@ class Child:
     """
 
     def __init__(
-        self, module: str, arguments: Sequence[str], log_file: Path, environment: Mapping[str, str], patience_s: float = 5.0
-    ) -> None:  # fmt: skip
+        self,
+        module: str,
+        arguments: Sequence[str],
+        log_file: Path,
+        environment: Mapping[str, str],
+        patience_s: float = 5.0,
+    ) -> None:
         self.name = module.rsplit(".", 1)[-1]
         self.log_file = log_file
         self._patience_s = patience_s
