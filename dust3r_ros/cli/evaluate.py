@@ -1,0 +1,67 @@
+"""``dust3r-ros evaluate``: reconstruct a posed image pack and measure the errors."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from dust3r_ros.cli.options import add_pipeline_options, config_of, output_folder
+from dust3r_ros.cli.progress import progress_bars
+
+GRAPHS = ("complete", "sliding-window", "log-window", "one-reference")
+
+
+def add_graph(parser: argparse.ArgumentParser) -> None:
+    """``--graph``."""
+    parser.add_argument(
+        "--graph", choices=GRAPHS, help="pairs of a batch (default: complete up to 12 images, then sliding-window)"
+    )
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure the errors on a posed image pack",
+        description="Reconstruct a posed image pack (a folder with images and cameras.json) and measure the errors.",
+    )
+    parser.add_argument("pack", type=Path, metavar="PACK", help="folder with images and cameras.json")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR",
+        help="metrics.json, trajectory.tum, cloud.ply, cameras.json and report.png go here",
+    )  # fmt: skip
+    parser.add_argument("--mode", choices=("batch", "incremental"), default="batch", help="default batch")
+    parser.add_argument(
+        "--intrinsics", choices=("estimate", "pack"), default=None, dest="which", help="default estimate"
+    )
+    add_graph(parser)
+    add_pipeline_options(parser, without=("intrinsics",))
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate one pack."""
+    from dust3r_ros.evaluation.packs import load_pack
+    from dust3r_ros.evaluation.report import summary_rows, text_table
+    from dust3r_ros.evaluation.run import Mode, evaluate, summarise, write_evaluation
+    from dust3r_ros.pairing import SceneGraph
+    from dust3r_ros.pipeline import load_predictor
+
+    config = config_of(arguments)
+    which = arguments.which or ("pack" if config.intrinsics == "given" else "estimate")
+    pack = load_pack(arguments.pack)
+    out = output_folder(arguments.out)
+    with progress_bars() as bars:
+        evaluation = evaluate(
+            pack,
+            config,
+            mode=Mode(arguments.mode),
+            intrinsics=which,
+            graph=SceneGraph(arguments.graph) if arguments.graph else None,
+            predictor=load_predictor(config),
+            progress=bars,
+        )
+    write_evaluation(pack, evaluation, config, out)
+    print(text_table([*summary_rows(summarise(pack, evaluation)), ("written", str(out))]))
+    return 0

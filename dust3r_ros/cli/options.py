@@ -1,0 +1,137 @@
+"""Command-line options that are made from the configuration, and from there back into one."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dust3r_ros.config import NodeConfig, Option, ReconstructorConfig, Value, make_config, options_of
+from dust3r_ros.errors import ConfigError, ExportError
+
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    """``-v``."""
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; -vv says everything")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """``--checkpoint`` and ``--device``."""
+    group = parser.add_argument_group("model")
+    for name in ("checkpoint", "device"):
+        _add(group, options_of(ReconstructorConfig)[name])
+
+
+def add_pipeline_options(parser: argparse.ArgumentParser, *, without: tuple[str, ...] = ()) -> None:
+    """An option for every top-level one of the pipeline, ``--set`` for any other, and ``--params``."""
+    add_model_options(parser)
+    group = parser.add_argument_group("pipeline")
+    for name, option in options_of(ReconstructorConfig).items():
+        if "." not in name and name not in ("checkpoint", "device", *without):
+            _add(group, option)
+    group.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
+        help="change any option, such as keyframes.min_overlap=0.5 (dust3r-ros info --options lists them)",
+    )  # fmt: skip
+    group.add_argument(
+        "--params", type=Path, metavar="FILE", help="options from a YAML file, also a ROS parameter file"
+    )
+    add_verbose(parser)
+
+
+def config_of(arguments: argparse.Namespace) -> ReconstructorConfig:
+    """The configuration a command line asks for: the parameter file, then the options, then ``--set``.
+
+    Raises ConfigError for what is unknown, of the wrong type or out of range.
+    """
+    values: dict[str, object] = dict(_from_file(arguments.params)) if arguments.params is not None else {}
+    for name in options_of(ReconstructorConfig):
+        given = getattr(arguments, name, None) if "." not in name else None
+        if given is not None:
+            values[name] = given
+    for change in arguments.changes:
+        name, separator, text = change.partition("=")
+        if not separator:
+            raise ConfigError(f"--set expects NAME=VALUE, got {change!r}")
+        values[name] = parse_value(name.strip(), text.strip())
+    return make_config(NodeConfig, values).reconstructor
+
+
+def with_given_intrinsics(config: ReconstructorConfig) -> ReconstructorConfig:
+    """The same, using the intrinsics that come with the images."""
+    return replace(config, intrinsics="given")
+
+
+def parse_value(name: str, text: str) -> Value:
+    """A value written on the command line as the type of the option ``name``; the range is checked later."""
+    option = options_of(NodeConfig).get(name)
+    if option is None:
+        make_config(NodeConfig, {name: text})  # raises, with the closest name
+        raise ConfigError(f"unknown option {name!r}")
+    try:
+        if option.type is bool:
+            return _parse_bool(text)
+        if option.type is list:
+            return [part.strip() for part in text.split(",") if part.strip()]
+        converted: Value = option.type(text)
+    except ValueError as error:
+        raise ConfigError(f"{name} must be {_type_text(option)}, got {text!r}") from error
+    return converted
+
+
+def output_folder(path: Path) -> Path:
+    """The folder results go to, made when it is missing: before the long work, not after. Raises ExportError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"cannot write to {path}: {error.strerror or error}") from error
+    return path
+
+
+def _add(group: argparse._ArgumentGroup, option: Option) -> None:
+    choices = {"choices": option.choices} if option.choices else {"metavar": option.name.upper()}
+    shown = f"{option.description} (default {option.default})".replace("%", "%%")
+    settings: dict[str, Any] = {"help": shown, "default": None, **choices}
+    group.add_argument(f"--{option.name.replace('_', '-')}", dest=option.name, type=option.type, **settings)
+
+
+def _parse_bool(text: str) -> bool:
+    if text.lower() in _TRUE:
+        return True
+    if text.lower() in _FALSE:
+        return False
+    raise ValueError(text)
+
+
+def _type_text(option: Option) -> str:
+    return {bool: "true or false", int: "a whole number", float: "a number"}.get(option.type, option.type.__name__)
+
+
+def _from_file(path: Path) -> Mapping[str, object]:
+    """The options in a YAML file; of a ROS parameter file those under ``ros__parameters``."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    while isinstance(content, Mapping) and len(content) == 1:
+        inner = next(iter(content.values()))
+        if not isinstance(inner, Mapping) or set(content) & set(_groups()):
+            break
+        content = inner
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{path} must hold names and values, got {type(content).__name__}")
+    return content
+
+
+def _groups() -> set[str]:
+    return {name.split(".")[0] for name in options_of(NodeConfig) if "." in name}

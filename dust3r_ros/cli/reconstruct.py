@@ -1,0 +1,173 @@
+"""``dust3r-ros reconstruct``: images or a video become a scene."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dust3r_ros.cli.evaluate import add_graph
+from dust3r_ros.cli.options import add_pipeline_options, config_of, output_folder, with_given_intrinsics
+from dust3r_ros.cli.progress import progress_bars
+from dust3r_ros.errors import ImageError
+
+if TYPE_CHECKING:
+    from dust3r_ros.config import ReconstructorConfig
+    from dust3r_ros.data import ByteImage, Intrinsics
+    from dust3r_ros.evaluation.results import Progress, Reconstruction
+    from dust3r_ros.pipeline import SourceImage
+
+_IMAGE_PERIOD_NS = 1_000_000_000  # photographs have no stamps that can be trusted
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "reconstruct",
+        help="reconstruct a folder of images, image files or a video",
+        description="Reconstruct a folder of images, image files or a video.",
+    )
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="a folder, image files, or one video")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="trajectory.tum, cloud.ply and cameras.json go here"
+    )
+    parser.add_argument(
+        "--mode", choices=("batch", "incremental"),
+        help="all images at once, or keyframe by keyframe (default: batch for images, incremental for a video)",
+    )  # fmt: skip
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="take every N-th image (default 1)")
+    parser.add_argument(
+        "--camera", type=float, nargs=4, metavar=("FX", "FY", "CX", "CY"),
+        help="the images' pinhole, pixels, pixel centres at integers as in CameraInfo; implies --intrinsics given",
+    )  # fmt: skip
+    parser.add_argument("--picture", action="store_true", help="draw the result as report.png")
+    add_graph(parser)
+    add_pipeline_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Reconstruct and write."""
+    from dust3r_ros.evaluation.report import Summary, summary_rows, text_table
+    from dust3r_ros.evaluation.results import write_results
+    from dust3r_ros.evaluation.run import draw_result
+
+    config = config_of(arguments)
+    if arguments.every < 1:
+        raise ImageError(f"--every must be at least 1, got {arguments.every}")
+    if arguments.camera is not None:
+        config = with_given_intrinsics(config)
+    elif config.intrinsics == "given":
+        raise ImageError("--intrinsics given needs --camera FX FY CX CY: images do not tell their intrinsics")
+    paths = find_images(arguments.images)
+    out = output_folder(arguments.out)
+    with progress_bars() as bars:
+        result = _reconstruct(paths, arguments, config, out, bars)
+    write_results(result, out)
+    if arguments.picture:
+        draw_result(result, out / "report.png", title=str(arguments.images[0]))
+    summary = Summary(
+        model=result.info.name,
+        frames=result.images,
+        keyframes=result.tried,
+        registered=len(result.views),
+        seconds=result.seconds,
+        points=len(result.cloud),
+        focal_px=result.focal_px,
+    )
+    print(text_table([*summary_rows(summary), ("written", str(out))]))
+    return 0
+
+
+def find_images(given: Sequence[Path]) -> list[Path]:
+    """The image files named, with folders replaced by what is in them, in natural order; or the one video.
+
+    Raises ImageError when there are no images, or fewer than two.
+    """
+    from dust3r_ros.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+
+    found: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            inside = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+            if not inside:
+                raise ImageError(f"{path}: no images in this folder")
+            found += sorted(inside, key=_natural)
+        elif not path.exists():
+            raise ImageError(f"{path}: no such file or folder")
+        else:
+            found.append(path)
+    videos = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]
+    if videos and len(found) > 1:
+        raise ImageError(f"{videos[0]}: a video must be given alone, got {len(found)} files")
+    if not videos and len(found) < 2:
+        raise ImageError(f"a reconstruction needs at least 2 images, got {len(found)}")
+    return found
+
+
+def _reconstruct(
+    paths: Sequence[Path], arguments: argparse.Namespace, config: ReconstructorConfig, out: Path, progress: Progress
+) -> Reconstruction:
+    from dust3r_ros.evaluation.results import run_batch, run_incremental
+    from dust3r_ros.images import VIDEO_SUFFIXES
+    from dust3r_ros.pairing import SceneGraph
+    from dust3r_ros.pipeline import load_predictor
+
+    predictor = load_predictor(config)
+    is_video = paths[0].suffix.lower() in VIDEO_SUFFIXES
+    mode = arguments.mode or ("incremental" if is_video else "batch")
+    chosen = paths[:: arguments.every]
+    if is_video:
+        sources = _video_sources(paths[0], arguments)
+        if mode == "incremental":
+            return run_incremental(sources, config, predictor, progress)
+        listed = list(sources)
+    else:
+        listed = [_image_source(path, number, arguments, out) for number, path in enumerate(chosen)]
+        if mode == "incremental":
+            return run_incremental(listed, config, predictor, progress, len(listed))
+    graph = SceneGraph(arguments.graph) if arguments.graph else None
+    return run_batch(listed, config, predictor, graph, progress)
+
+
+def _image_source(path: Path, number: int, arguments: argparse.Namespace, out: Path) -> SourceImage:
+    from dust3r_ros.images import load_image
+    from dust3r_ros.pipeline import SourceImage
+
+    known = None
+    if arguments.camera is not None:
+        height, width = load_image(path).shape[:2]
+        known = _intrinsics(arguments, height, width)
+    name = os.path.relpath(path, out)
+    return SourceImage(name, lambda: load_image(path), intrinsics=known, stamp_ns=number * _IMAGE_PERIOD_NS)
+
+
+def _video_sources(path: Path, arguments: argparse.Namespace) -> Iterator[SourceImage]:
+    from dust3r_ros.images import video_frames
+    from dust3r_ros.pipeline import SourceImage
+
+    def held(image: ByteImage) -> Any:
+        return lambda: image
+
+    for frame in video_frames(path, every=arguments.every):
+        known = _intrinsics(arguments, *frame.image.shape[:2]) if arguments.camera is not None else None
+        name = f"{path.name}#{frame.index}"
+        yield SourceImage(name, held(frame.image), intrinsics=known, stamp_ns=frame.stamp_ns)
+
+
+def _intrinsics(arguments: argparse.Namespace, height: int, width: int) -> Intrinsics:
+    from dust3r_ros.data import Intrinsics
+
+    fx, fy, cx, cy = arguments.camera
+    if not (fx > 0 and fy > 0):
+        raise ImageError(f"--camera must have positive focal lengths, got {fx:g} and {fy:g}")
+    return Intrinsics(fx, fy, cx + 0.5, cy + 0.5, width, height)
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    """A key under which ``frame2`` comes before ``frame10``."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts if part]

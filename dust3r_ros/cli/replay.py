@@ -1,0 +1,147 @@
+"""``dust3r-ros replay``: a recording through the incremental pipeline, frame by frame, none dropped."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dust3r_ros.cli.options import add_pipeline_options, config_of, output_folder
+from dust3r_ros.cli.progress import progress_bars
+from dust3r_ros.errors import RecordingError
+
+if TYPE_CHECKING:
+    from dust3r_ros.evaluation.report import Summary
+    from dust3r_ros.evaluation.results import IncrementalRun, Progress, Reconstruction
+    from dust3r_ros.ros.bag import Frame, Recording
+
+_MAX_GAP_NS = 50_000_000  # between an image and its true pose
+_KEPT_VIEWS = 48  # with depth and pixels, for the picture; the map has all
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "replay",
+        help="reconstruct a recording: rosbag2 (SQLite, MCAP) or ROS 1",
+        description="Put every image of a recording through the same incremental pipeline as the node. Needs no ROS.",
+    )
+    parser.add_argument("bag", type=Path, metavar="BAG", help="rosbag2 folder, .mcap, .db3, or ROS 1 .bag")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="trajectory.tum, cloud.ply and cameras.json go here"
+    )
+    parser.add_argument("--topic", default="", help="image topic (default: the only one)")
+    parser.add_argument("--truth", default="", metavar="TOPIC", help="true camera poses (default: found by name)")
+    parser.add_argument("--picture", action="store_true", help="draw the result as report.png")
+    add_pipeline_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Replay. Of a damaged recording what can be read is reconstructed and written before the error is said."""
+    from dust3r_ros.evaluation.results import IncrementalRun, write_results
+    from dust3r_ros.pipeline import Reconstructor, load_predictor
+    from dust3r_ros.ros.bag import open_recording
+
+    config = config_of(arguments)
+    damage: RecordingError | None = None
+    with open_recording(arguments.bag) as recording:
+        topic = recording.choose_image_topic(arguments.topic)
+        if config.intrinsics == "given" and next(recording.frames(topic.name)).intrinsics is None:
+            raise RecordingError(
+                f"{arguments.bag} has no camera info that fits {topic.name}: --intrinsics given needs it"
+            )
+        out = output_folder(arguments.out)
+        replayed = IncrementalRun(Reconstructor(config, load_predictor(config)), keep=_KEPT_VIEWS)
+        with progress_bars() as bars:
+            damage = _feed(replayed, recording, topic.name, topic.count, bars)
+        result = replayed.result()
+        if result.images == 0:
+            raise damage or RecordingError(f"{arguments.bag}: none of the images on {topic.name} can be decoded")
+        write_results(result, out)
+        _conclude(result, recording, arguments, out)
+    if damage is not None:
+        raise damage
+    return 0
+
+
+def _require_intrinsics(recording: Recording, topic: str) -> None:
+    first = next(recording.frames(topic), None)
+    if first is not None and first.intrinsics is None:
+        raise RecordingError(f"{recording.path} has no CameraInfo that fits {topic}, which --intrinsics given needs")
+
+
+def _feed(
+    replayed: IncrementalRun, recording: Recording, topic: str, whole: int, progress: Progress
+) -> RecordingError | None:
+    """Every frame into the pipeline; the error that ended the recording early, if one did."""
+    frames = recording.frames(topic)
+    done = 0
+    while True:
+        progress("replay", done, whole)
+        try:
+            frame = next(frames, None)
+        except RecordingError as error:
+            return error
+        if frame is None:
+            return None
+        replayed.add(_source(frame))
+        done += 1
+
+
+def _source(frame: Frame) -> Any:
+    from dust3r_ros.pipeline import SourceImage
+
+    return SourceImage(
+        f"{frame.topic.strip('/')}/{frame.stamp_ns}",
+        lambda: frame.image,
+        camera=frame.topic,
+        intrinsics=frame.intrinsics,
+        stamp_ns=frame.stamp_ns,
+    )
+
+
+def _conclude(result: Reconstruction, recording: Recording, arguments: argparse.Namespace, out: Path) -> None:
+    """The table and, when asked for, the picture."""
+    import numpy as np
+
+    from dust3r_ros.evaluation.report import summary_rows, text_table
+    from dust3r_ros.evaluation.run import draw_result
+
+    truth = recording.poses(arguments.truth)
+    summary = _summary(result, [pose.stamp_ns for pose in truth], [pose.pose for pose in truth])
+    rows = summary_rows(summary)
+    if recording.skipped:
+        rows.insert(2, ("images left out", f"{recording.skipped} that cannot be decoded"))
+    if arguments.picture:
+        to_truth = summary.errors.to_truth if summary.errors is not None else None
+        path = np.stack([pose.pose for pose in truth]) if truth else None
+        moved = to_truth.inverse().apply_to_pose(path) if to_truth is not None and path is not None else None
+        draw_result(result, out / "report.png", truth=moved, title=recording.path.name)
+    print(text_table([*rows, ("written", str(out))]))
+
+
+def _summary(result: Reconstruction, truth_ns: list[int], truth: list[Any]) -> Summary:
+    import numpy as np
+
+    from dust3r_ros.evaluation.metrics import associate, path_length, pose_errors
+    from dust3r_ros.evaluation.report import Summary
+
+    pairs = associate([view.stamp_ns for view in result.views], truth_ns, _MAX_GAP_NS)
+    errors, length = None, None
+    if pairs:
+        estimated = np.stack([result.views[i].camera_to_world for i, _ in pairs])
+        errors = pose_errors(estimated, np.stack([truth[j] for _, j in pairs]))
+        length = path_length(np.stack(truth))
+    return Summary(
+        model=result.info.name,
+        frames=result.images,
+        keyframes=result.tried,
+        registered=len(result.views),
+        seconds=result.seconds,
+        points=len(result.cloud),
+        focal_px=result.focal_px,
+        errors=errors,
+        path_length=length,
+        unit="m",
+    )
