@@ -61,9 +61,9 @@ def ros_dependencies() -> set[str]:
 
 
 def imported_modules() -> set[str]:
-    """Top-level names that the package imports and that neither Python nor the package itself has."""
+    """Top-level names that the package and its launch files import, and that neither Python nor the package has."""
     names: set[str] = set()
-    for path in (ROOT / "dust3r_ros").rglob("*.py"):
+    for path in [*(ROOT / "dust3r_ros").rglob("*.py"), *(ROOT / "launch").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 names |= {alias.name.split(".")[0] for alias in node.names}
