@@ -20,10 +20,11 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What a module is called by pip and by rosdep. "" says that another declared package brings it.
+# What a module is called by pip and by rosdep, or the package that brings it; "" where rosdep has no name.
 DECLARED_AS = {
     "PIL": ("pillow", "python3-pil"),
     "cv2": ("opencv-python-headless", "python3-opencv"),
+    "httpx": ("huggingface-hub", "python3-huggingface-hub-pip"),
     "huggingface_hub": ("huggingface-hub", "python3-huggingface-hub-pip"),
     "matplotlib": ("matplotlib", "python3-matplotlib"),
     "numpy": ("numpy", "python3-numpy"),
