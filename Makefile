@@ -26,10 +26,8 @@ lint: install  ## ruff and mypy
 test: build lint  ## lint, types and all tests; PYTEST_ARGS="-k name" chooses
 	@$(IN_ENV) python -m pytest $(PYTEST_ARGS)
 
-bench: build  ## every program in benchmark/: tables on the terminal, JSON in out/bench
-	@mkdir -p out/bench
-	@$(IN_ENV) for program in benchmark/[a-z]*.py; do \
-	    echo "== $$program"; python "$$program" --out "out/bench/$$(basename "$$program" .py).json"; done
+bench: build  ## every program in benchmark/: tables here, JSON in out/bench; PACKS="folder ..." are measured
+	@tools/bench.sh $(PACKS)
 
 clean:  ## remove what was built and written (not .venv)
 	@rm -rf build install log out dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
