@@ -129,6 +129,21 @@ class PreparedImage:
         return int(self.pixels.shape[1])
 
 
+@dataclass(frozen=True, eq=False)
+class PosedFrame:
+    """An image of a recording whose truth is known.
+
+    ``image`` (H, W, 3) uint8 RGB; ``intrinsics`` for it; ``camera_to_world`` (4, 4) float64; ``depth`` (H, W) float32,
+    z of the pixel centres in the poses' unit, 0 where there is none, or None when unknown.
+    """
+
+    image: ByteImage
+    stamp_ns: int
+    intrinsics: Intrinsics
+    camera_to_world: FloatArray
+    depth: FloatArray | None = None
+
+
 class PairState(Enum):
     """What a predictor says of the geometry between two views."""
 

@@ -22,11 +22,15 @@ from dust3r_ros.mapping.ply import parse_ply, ply_bytes
 
 @dataclass(frozen=True, eq=False)
 class CameraRecord:
-    """One camera of a ``cameras.json``: ``intrinsics`` are for the image ``file``, (4, 4) ``camera_to_world``."""
+    """One camera of a ``cameras.json``: ``intrinsics`` are for the image ``file``, (4, 4) ``camera_to_world``.
+
+    ``depth_file``: a 16-bit PNG in millimetres that belongs to it, "" for none.
+    """
 
     file: str
     intrinsics: Intrinsics
     camera_to_world: FloatArray
+    depth_file: str = ""
 
 
 @contextmanager
@@ -120,6 +124,7 @@ def write_cameras_json(cameras: Sequence[CameraRecord], path: Path, *, metric: b
             "height": camera.intrinsics.height,
             "K": camera.intrinsics.matrix(centres_at_integers=True).tolist(),
             "cam_to_world": np.asarray(camera.camera_to_world, dtype=np.float64).tolist(),
+            **({"depth_mm": camera.depth_file} if camera.depth_file else {}),
         }
         for camera in cameras
     ]

@@ -107,8 +107,8 @@ def _render(
     lit = _lit(scenes, cameras, caster, hits, rays, normals) if shadows else torch.ones_like(hits.t)
     around = _around(hits.shape)
     lit = _mean_of_same(around, _around(lit), hits.shape[..., None])[..., 0]
-    rgb = shader.shade(samples, normals, lit.reshape(-1)).reshape(*hits.shape.shape, 3)
-    shaped = normals.reshape(*hits.shape.shape, 3)
+    rgb = shader.shade(samples, normals, lit.reshape(-1)).reshape(3, *hits.shape.shape).permute(1, 2, 3, 0).contiguous()
+    shaped = normals.reshape(3, *hits.shape.shape).permute(1, 2, 3, 0).contiguous()
     if antialias:
         rgb = _antialias(cameras, caster, shader, rgb, hits, shaped, around, lit)
     return rgb, hits.t.masked_fill(hits.t.isinf(), 0), shaped, hits.shape
@@ -119,8 +119,8 @@ def _samples(cameras: Cameras, hits: Hits, rays: Tensor) -> Samples:
     return Samples(
         cameras.scene.repeat_interleave(pixels),
         hits.shape.reshape(-1),
-        cameras.camera_to_world[:, :3, 3].repeat_interleave(pixels, 0),
-        rays.permute(0, 2, 3, 1).reshape(-1, 3),
+        cameras.camera_to_world[:, :3, 3].T.repeat_interleave(pixels, 1),
+        rays.transpose(0, 1).reshape(3, -1),
         hits.t.reshape(-1),
         (1 / cameras.intrinsics[:, 0]).repeat_interleave(pixels),
     )
@@ -133,7 +133,7 @@ def _lit(
     light = scenes.lighting.position[cameras.scene]
     depth = hits.t.masked_fill(hits.t.isinf(), 0)
     points = cameras.camera_to_world[:, :3, 3, None, None] + rays * depth[:, None]
-    facing = normals.reshape(*hits.t.shape, 3).permute(0, 3, 1, 2)
+    facing = normals.reshape(3, *hits.t.shape).transpose(0, 1)
     towards = light[..., None, None] - points
     return caster.lit(points, light, ((towards * facing).sum(1) > 0) & (hits.shape >= 0))
 
@@ -179,18 +179,18 @@ def _antialias(
     share = _mean_of_same(shapes, _around(lit)[view, row, column], sub.shape)
     uv1 = torch.cat([corner[:, :, None] + within, torch.ones_like(within[:1]).expand(len(view), 1, -1)], dim=1)
     to_world = cameras.camera_to_world[:, :3, :3] @ cameras.pixel_to_ray()
-    rays = (to_world[view] @ uv1).transpose(1, 2).reshape(-1, 3)
+    rays = (to_world[view] @ uv1).transpose(0, 1).reshape(3, -1)
     many = view.repeat_interleave(within.shape[1])
     samples = Samples(
         cameras.scene[many],
         sub.shape.reshape(-1),
-        cameras.camera_to_world[many, :3, 3],
+        cameras.camera_to_world[many, :3, 3].T.contiguous(),
         rays,
         sub.t.reshape(-1),
         1 / cameras.intrinsics[many, 0],
     )
     colours = shader.shade(samples, shader.normals(samples), share.reshape(-1), trilinear=False)
-    rgb[view, row, column] = colours.reshape(len(view), -1, 3).mean(1)
+    rgb[view, row, column] = colours.reshape(3, len(view), -1).mean(2).T
     return rgb
 
 

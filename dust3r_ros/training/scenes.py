@@ -235,11 +235,11 @@ def _outdoor_boxes(draw: Draw, half: Tensor) -> Tensor:
 def _indoor_light(draw: Draw, half: Tensor) -> Lighting:
     place = draw.uniform(-0.6, 0.6, 2) * half[:, :2]
     position = torch.cat([place, (2 * half[:, 2:] - draw.uniform(0.15, 0.5)[:, None])], dim=1)
-    ambient = draw.uniform(0.3, 0.6)[:, None] * draw.uniform(0.85, 1.05, 3)
+    ambient = draw.uniform(0.4, 0.75)[:, None] * draw.uniform(0.88, 1.05, 3)
     return Lighting(
         position,
-        draw.uniform(0.5, 1.0)[:, None] * draw.uniform(0.85, 1.1, 3),
-        draw.uniform(2.5, 6.0),
+        draw.uniform(0.6, 1.2)[:, None] * draw.uniform(0.88, 1.08, 3),
+        draw.uniform(2.5, 7.0),
         fill_light_direction(draw.uniform(0, 1), draw.uniform(0.0, 0.6)),
         draw.uniform(0.05, 0.3)[:, None] * draw.uniform(0.8, 1.1, 3),
         ambient * draw.uniform(0.9, 1.2)[:, None],
@@ -252,11 +252,11 @@ def _indoor_light(draw: Draw, half: Tensor) -> Lighting:
 
 def _outdoor_light(draw: Draw) -> Lighting:
     sun = fill_light_direction(draw.uniform(0, 1), draw.uniform(0.3, 0.95))
-    ambient = draw.uniform(0.3, 0.55)[:, None]
+    ambient = draw.uniform(0.4, 0.65)[:, None]
     sky = torch.lerp(draw.uniform(0.5, 0.9)[:, None].expand(-1, 3), ambient.new_tensor([0.25, 0.45, 0.8]), draw.uniform(0, 1)[:, None])
     return Lighting(
         sun * _SUN_DISTANCE,
-        draw.uniform(0.2, 0.9)[:, None] * draw.between((1.0, 0.92, 0.8), (1.1, 1.0, 1.0)),
+        draw.uniform(0.3, 1.1)[:, None] * draw.between((1.0, 0.92, 0.8), (1.1, 1.0, 1.0)),
         torch.full_like(sun[:, 0], torch.inf),
         fill_light_direction(draw.uniform(0, 1), draw.uniform(0.0, 0.6)),
         draw.uniform(0.05, 0.2)[:, None].expand(-1, 3).contiguous(),

@@ -55,8 +55,8 @@ class Lighting(TensorFields):
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """N visible points to shade: ``scene`` (N,) and ``shape`` (N,) (-1 is sky); ``centre`` (N, 3) the camera;
-    ``ray`` (N, 3) with z = 1 in the camera; ``t`` (N,) the z-depth; ``pixel`` (N,) a pixel's size at depth 1.
+    """N visible points to shade: ``scene`` (N,) and ``shape`` (N,) (-1 is sky); ``centre`` (3, N) the camera;
+    ``ray`` (3, N) with z = 1 in the camera; ``t`` (N,) the z-depth; ``pixel`` (N,) a pixel's size at depth 1.
     """
 
     scene: Tensor
@@ -68,115 +68,134 @@ class Samples:
 
     def part(self, index: slice) -> Samples:
         """Some of them."""
-        return Samples(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+        return Samples(*(getattr(self, name)[..., index] for name in self.__dataclass_fields__))
+
+    def points(self) -> Tensor:
+        """The points (3, N) in the world; something far away for sky."""
+        return self.centre + self.ray * self.t.clamp(max=1e6)
 
 
 class Shader:
-    """Shades points of a batch of scenes."""
+    """Shades points of a batch of scenes. Inside, vectors are (3, N): that is what a CPU is fast with."""
 
     def __init__(self, solids: Solids, materials: Materials, lighting: Lighting, atlas: TextureAtlas) -> None:
-        self.solids, self.materials, self.lighting, self.atlas = solids, materials, lighting, atlas
+        self.solids, self.atlas = solids, atlas
         self._places = solids.kind.shape[1]
-        self._table = torch.cat(
+        self._to_local = _columns(solids.world_to_local.flatten(2))
+        self._surface = _columns(
+            torch.cat([materials.to_texture.flatten(2), materials.tiles_per_metre, materials.tint, materials.look], dim=2)
+        )
+        self._layers = _columns(materials.layers)
+        self._light = torch.cat(
             [
-                solids.world_to_local.flatten(2),
-                materials.to_texture.flatten(2),
-                materials.tiles_per_metre,
-                materials.tint,
-                materials.look,
+                lighting.position, lighting.colour, lighting.reach[:, None], lighting.fill_direction,
+                lighting.fill_colour, lighting.ambient_up, lighting.ambient_down, lighting.zenith, lighting.horizon,
             ],
-            dim=2,
-        ).flatten(0, 1)  # (B * P, 33)
+            dim=1,
+        ).T.contiguous()  # fmt: skip
+        self._cloud_layer = lighting.cloud_layer
 
     def normals(self, samples: Samples) -> Tensor:
-        """Unit normals (N, 3) in the world, facing the camera; zero where there is only sky."""
-        return torch.cat([self._normals(samples.part(part))[0] for part in _parts(samples)])
+        """Unit normals (3, N) in the world, facing the camera; zero where there is only sky."""
+        return torch.cat([self._normals(samples.part(part)) for part in _parts(samples)], dim=1)
 
     def shade(self, samples: Samples, normal: Tensor, lit: Tensor, *, trilinear: bool = True) -> Tensor:
-        """Colours (N, 3) in [0, 1]; ``normal`` as ``normals`` gives, ``lit`` (N,) the share of the light that arrives."""
-        parts = [self._shade(samples.part(p), normal[p], lit[p], trilinear) for p in _parts(samples)]
-        return torch.cat(parts)
+        """Colours (3, N) in [0, 1]; ``normal`` as ``normals`` gives, ``lit`` (N,) the share of the light that arrives."""
+        parts = [self._shade(samples.part(p), normal[:, p], lit[p], trilinear) for p in _parts(samples)]
+        return torch.cat(parts, dim=1)
 
-    def _normals(self, samples: Samples) -> tuple[Tensor, Tensor]:
-        place = samples.scene * self._places + samples.shape.clamp(min=0)
-        affine = self._table.index_select(0, place)[:, :12].reshape(-1, 3, 4)
-        t = samples.t.clamp(max=1e6)
-        world = samples.centre + samples.ray * t[:, None]
-        local = (affine[..., :3] * world[:, None]).sum(-1) + affine[..., 3]
-        gradient = local_normal(self.solids, place, local)
-        normal = torch.nn.functional.normalize((affine[..., :3] * gradient[..., None]).sum(1), dim=1)
-        facing = -(normal * samples.ray).sum(1, keepdim=True).sign()
-        return normal * torch.where((samples.shape < 0)[:, None], 0.0, torch.where(facing == 0, 1.0, facing)), world
+    def _place(self, samples: Samples) -> Tensor:
+        return samples.shape.clamp(min=0).add_(samples.scene, alpha=self._places)
+
+    def _normals(self, samples: Samples) -> Tensor:
+        place = self._place(samples)
+        affine = self._to_local.index_select(1, place).unflatten(0, (3, 4))
+        gradient = local_normal(self.solids, place, _apply(affine, samples.points()))
+        normal = (affine[:, :3] * gradient[:, None]).sum(0)
+        sign = torch.where(_dot(normal, samples.ray) > 0, -1.0, 1.0).masked_fill_(samples.shape < 0, 0.0)
+        return normal * (sign / _dot(normal, normal).sqrt_().clamp_(min=1e-20))
 
     def _shade(self, samples: Samples, normal: Tensor, lit: Tensor, trilinear: bool) -> Tensor:
-        place = samples.scene * self._places + samples.shape.clamp(min=0)
-        row = self._table.index_select(0, place)
-        t = samples.t.clamp(max=1e6)
-        world = samples.centre + samples.ray * t[:, None]
-        length = samples.ray.square().sum(1).sqrt()
-        view = samples.ray / -length[:, None]
-        slant = (normal * view).sum(1).clamp(min=0.08)
-        footprint = t * samples.pixel * slant.rsqrt()
-        albedo = self._albedo(place, row, world, normal, footprint, trilinear)
-        colour = self._light(samples.scene, row, world, normal, view, albedo, lit)
+        place = self._place(samples)
+        surface = self._surface.index_select(1, place)
+        point = samples.points()
+        view = samples.ray * -_dot(samples.ray, samples.ray).rsqrt()
+        slant = _dot(normal, view)
+        footprint = samples.t.clamp(max=1e6) * samples.pixel * slant.clamp(min=0.08).rsqrt_()
+        albedo = self._albedo(place, surface, point, normal, footprint, trilinear)
+        colour = self._reflect(samples.scene, surface, point, normal, view, slant, albedo, lit)
         return self._with_sky(samples, colour).clamp_(0, 1)
 
     def _albedo(
-        self, place: Tensor, row: Tensor, world: Tensor, normal: Tensor, footprint: Tensor, trilinear: bool
+        self, place: Tensor, surface: Tensor, point: Tensor, normal: Tensor, footprint: Tensor, trilinear: bool
     ) -> Tensor:
-        frame = row[:, 12:24].reshape(-1, 3, 4)
-        metric = (frame[..., :3] * world[:, None]).sum(-1) + frame[..., 3]
-        across = (frame[..., :3] * normal[:, None]).sum(-1).abs().argmax(1, keepdim=True)
-        u = torch.where(across == 0, metric[:, 1:2], metric[:, :1])
-        v = torch.where(across == 2, metric[:, 1:2], metric[:, 2:])
-        metres = torch.cat([u, -v], dim=1)  # textures are upright on upright faces
-        layers = self.materials.layers.reshape(-1, 2).index_select(0, place)
-        scale = row[:, 24:26]
-        level = torch.log2(scale * footprint[:, None] * self.atlas.size + 1e-9)
-        base = self.atlas.sample(layers[:, 0], metres * scale[:, :1], level[:, 0], trilinear=trilinear)
-        detail = self.atlas.sample(layers[:, 1], metres * scale[:, 1:], level[:, 1], trilinear=False)[:, 3:]
-        saturation, strength = row[:, 29:30], row[:, 30:31]
-        colour = torch.lerp(base[:, 3:], base[:, :3], saturation) * row[:, 26:29]
-        return colour * (1 + strength * (detail - 0.5))
-
-    def _light(
-        self, scene: Tensor, row: Tensor, world: Tensor, normal: Tensor, view: Tensor, albedo: Tensor, lit: Tensor
-    ) -> Tensor:
-        light = self.lighting[scene]
-        towards = light.position - world
-        distance = towards.square().sum(1, keepdim=True).sqrt()
-        towards = towards / distance
-        fade = 1 / (1 + (distance / light.reach[:, None]).square())
-        cosine = (normal * towards).sum(1, keepdim=True).clamp(min=0)
-        direct = fade * lit[:, None]
-        up = 0.5 + 0.5 * normal[:, 2:]
-        fill = (normal * light.fill_direction).sum(1, keepdim=True).clamp(min=0)
-        diffuse = (
-            light.colour * (direct * cosine) + light.fill_colour * fill + torch.lerp(light.ambient_down, light.ambient_up, up)
+        frame = surface[:12].unflatten(0, (3, 4))
+        x, y, z = _apply(frame, point)
+        turned = (frame[:, :3] * normal).sum(1).abs_()
+        along_x, along_z = (turned[0] >= turned[1]) & (turned[0] >= turned[2]), turned[2] > turned[1]
+        u = torch.where(along_x, y, x)
+        v = torch.where(along_z & ~along_x, y, -z)  # textures are upright on upright faces
+        base_layer, detail_layer = self._layers.index_select(1, place)
+        base_scale, detail_scale = surface[12], surface[13]
+        level = (footprint * self.atlas.size).add_(1e-9).log2_()
+        base = self.atlas.colour(
+            base_layer, u * base_scale, v * base_scale, level + base_scale.log2(), trilinear=trilinear
         )
-        half = torch.nn.functional.normalize(towards + view, dim=1)
-        shine = (normal * half).sum(1, keepdim=True).clamp(min=1e-4).pow(row[:, 32:33])
-        fresnel = (1 - (normal * view).sum(1, keepdim=True).clamp(0, 1)).pow(5)
-        mirrored = 2 * (normal * view).sum(1, keepdim=True) * normal[:, 2:] - view[:, 2:]
-        around = torch.lerp(light.horizon, light.zenith, (0.5 + 0.5 * mirrored).clamp(0, 1))
-        specular = row[:, 31:32]
-        return albedo * diffuse + specular * (light.colour * (direct * shine) + fresnel * around)
+        detail = self.atlas.luminance(detail_layer, u * detail_scale, v * detail_scale, level + detail_scale.log2())
+        tint, saturation, strength = surface[14:17], surface[17], surface[18]
+        return torch.lerp(base.mean(0), base, saturation) * tint * (1 + strength * (detail - 0.5))
+
+    def _reflect(
+        self, scene: Tensor, surface: Tensor, point: Tensor, normal: Tensor, view: Tensor, slant: Tensor,
+        albedo: Tensor, lit: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Diffuse and ambient light, a highlight, and the surroundings mirrored at grazing angles (Schlick 1994)."""
+        light = self._light.index_select(1, scene)
+        colour, fill_direction, fill_colour, up, down, zenith, horizon = (
+            light[k : k + 3] for k in (3, 7, 10, 13, 16, 19, 22)
+        )
+        towards = light[:3] - point
+        square = _dot(towards, towards)
+        towards = towards * square.rsqrt()
+        direct = colour * (lit / (1 + square / light[6].square()))
+        cosine, fill = _dot(normal, towards).clamp_(min=0), _dot(normal, fill_direction).clamp_(min=0)
+        diffuse = direct * cosine + fill_colour * fill + torch.lerp(down, up, 0.5 + 0.5 * normal[2])
+        half = towards + view
+        shine = (_dot(normal, half) * _dot(half, half).clamp_(min=1e-9).rsqrt_()).clamp_(min=1e-4).pow(surface[20])
+        grazing = (1 - slant.clamp(0, 1)).square()
+        mirrored = (0.5 + slant * normal[2] - 0.5 * view[2]).clamp_(0, 1)
+        around = torch.lerp(horizon, zenith, mirrored) * (grazing * grazing)
+        return albedo * diffuse + (direct * shine + around) * surface[19]
 
     def _with_sky(self, samples: Samples, colour: Tensor) -> Tensor:
         at = (samples.shape < 0).nonzero()[:, 0]
         if not len(at):
             return colour
-        light = self.lighting[samples.scene[at]]
-        ray = torch.nn.functional.normalize(samples.ray[at], dim=1)
-        height = ray[:, 2:].clamp(min=0)
-        sky = torch.lerp(light.horizon, light.zenith, height.sqrt())
-        plane = ray[:, :2] / (ray[:, 2:].abs() + 0.25)
-        level = torch.log2(samples.pixel[at] * self.atlas.size / (height[:, 0] + 0.25).square())
-        cloud = self.atlas.sample(light.cloud_layer, 0.5 * plane, level)[:, 3:]
+        scene = samples.scene[at]
+        light = self._light.index_select(1, scene)
+        ray = torch.nn.functional.normalize(samples.ray[:, at], dim=0)
+        height = ray[2].clamp(min=0)
+        sky = torch.lerp(light[22:25], light[19:22], height.sqrt())
+        x, y = 0.5 * ray[:2] / (ray[2].abs() + 0.25)
+        level = torch.log2(samples.pixel[at] * self.atlas.size / (height + 0.25).square())
+        cloud = self.atlas.luminance(self._cloud_layer[scene], x, y, level)
         sky = sky + 0.5 * (cloud - 0.4) * (1 - sky)
-        sun = torch.nn.functional.normalize(light.position, dim=1)
-        glow = (ray * sun).sum(1, keepdim=True).clamp(min=0).pow(200)
-        return colour.index_copy(0, at, sky + glow)
+        glow = _dot(ray, torch.nn.functional.normalize(light[:3], dim=0)).clamp_(min=0).pow(200)
+        return colour.index_copy(1, at, sky + glow)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(0)
+
+
+def _apply(affine: Tensor, point: Tensor) -> Tensor:
+    """Points (3, N) through affine maps (3, 4, N)."""
+    return (affine[:, :3] * point).sum(1).add_(affine[:, 3])
+
+
+def _columns(table: Tensor) -> Tensor:
+    """(B, P, F) as (F, B * P)."""
+    return table.flatten(0, 1).T.contiguous()
 
 
 def _parts(samples: Samples) -> list[slice]:

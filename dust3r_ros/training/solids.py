@@ -148,39 +148,38 @@ def first_hit(kind: Kind, origin: Tensor, direction: Tensor, quadric: Tensor, pl
 
 
 def local_normal(solids: Solids, place: Tensor, point: Tensor) -> Tensor:
-    """Outward normals (N, 3), not unit, at local surface points (N, 3).
+    """Outward normals (3, N), not unit, at local surface points (3, N).
 
     ``place`` (N,) counts shapes through all scenes, ``scene * P + shape``. Of a ROOM the normal points inwards.
     """
     kind = solids.kind.reshape(-1).index_select(0, place)
-    largest = point.abs().argmax(dim=1, keepdim=True)
-    normal = torch.zeros_like(point).scatter_(1, largest, point.gather(1, largest).sign())
-    normal = torch.where((kind == Kind.ROOM)[:, None], -normal, normal)
-    normal = torch.where((kind == Kind.TRIANGLE)[:, None], normal.new_tensor([0.0, 0.0, 1.0]), normal)
-    for special, table, make in (
-        (Kind.QUADRIC, solids.quadric.reshape(-1, 3), _quadric_normal),
-        (Kind.POLYHEDRON, solids.planes.flatten(0, 1), _polyhedron_normal),
+    size = point.abs()
+    largest = size == size.amax(0)
+    normal = point.sign().mul_(largest).mul_(1.0 - 2.0 * (kind == Kind.ROOM))
+    for special, make in (
+        (Kind.TRIANGLE, lambda at: point.new_tensor([[0.0], [0.0], [1.0]]).expand(3, len(at))),
+        (Kind.QUADRIC, lambda at: _quadric_normal(point[:, at], solids.quadric.reshape(-1, 3)[place[at]])),
+        (Kind.POLYHEDRON, lambda at: _polyhedron_normal(point[:, at], solids.planes.flatten(0, 1)[place[at]])),
     ):
         at = (kind == special).nonzero()[:, 0]
         if len(at):
-            normal = normal.index_copy(0, at, make(point[at], table.index_select(0, place[at])))
+            normal.index_copy_(1, at, make(at))
     return normal
 
 
 def _quadric_normal(point: Tensor, quadric: Tensor) -> Tensor:
-    x, y, z = point.unbind(1)
+    x, y, z = point
     a, b, c = quadric.unbind(1)
     side = 0.5 * (x * x + y * y - a - (b + c * z) * z)
-    cap = z.abs() - 1
-    flat = torch.stack([torch.zeros_like(z), torch.zeros_like(z), z.sign()], dim=1)
-    round_ = torch.stack([x, y, -0.5 * b - c * z], dim=1)
-    return torch.where((cap > side)[:, None], flat, round_)
+    zero = torch.zeros_like(z)
+    cap = z.abs() - 1 > side
+    return torch.where(cap, torch.stack([zero, zero, z.sign()]), torch.stack([x, y, -0.5 * b - c * z]))
 
 
 def _polyhedron_normal(point: Tensor, planes: Tensor) -> Tensor:
-    distance = (planes[..., :3] * point[:, None]).sum(-1) - planes[..., 3]
+    distance = (planes[..., :3] @ point.T[..., None])[..., 0] - planes[..., 3]
     face = distance.argmax(dim=1)
-    return planes[torch.arange(len(point), device=point.device), face, :3]
+    return planes[torch.arange(len(face), device=face.device), face, :3].T
 
 
 def invert_affine(affine: Tensor) -> Tensor:

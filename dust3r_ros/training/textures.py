@@ -16,6 +16,9 @@ from dust3r_ros.training.patterns import PATTERNS, Brush
 # retina (M. Haeggstroem): CC0; rocket (SpaceX), hubble_deep_field (NASA, ESA): public domain.
 PHOTOGRAPHS = ("brick", "gravel", "grass", "coffee", "chelsea", "camera", "retina", "rocket", "hubble_deep_field")
 
+_RGB = (0, 8, 16)  # where the channels lie in a texel, bits
+_LUMINANCE = (24,)
+
 
 @dataclass(frozen=True, eq=False)
 class TextureAtlas:
@@ -44,45 +47,55 @@ class TextureAtlas:
         """The same on another device."""
         return TextureAtlas(self.texels.to(device), self.size, self.photographs)
 
-    def sample(self, layer: Tensor, uv: Tensor, level: Tensor, *, trilinear: bool = True) -> Tensor:
-        """Filtered colour and luminance (N, 4) in [0, 1].
+    def colour(self, layer: Tensor, u: Tensor, v: Tensor, level: Tensor, *, trilinear: bool = True) -> Tensor:
+        """Filtered colours (3, N) in [0, 1].
 
-        ``layer`` (N,) int64; ``uv`` (N, 2) in tiles, repeating; ``level`` (N,): log2 of the texels that one sample
-        covers; above the last level the texture is one colour, so nothing that is sampled can alias.
+        ``layer`` (N,) int64; ``u`` and ``v`` (N,) in tiles, repeating; ``level`` (N,): log2 of the texels that one
+        sample covers; above the last level the texture is one colour, so nothing that is sampled can alias.
         ``trilinear`` blends two mip levels; False takes the nearest, in half the time.
         """
+        return self._sample(layer, u, v, level, _RGB, trilinear)
+
+    def luminance(self, layer: Tensor, u: Tensor, v: Tensor, level: Tensor) -> Tensor:
+        """As ``colour``, only the mean of the channels (N,), not trilinear."""
+        return self._sample(layer, u, v, level, _LUMINANCE, False)[0]
+
+    def _sample(
+        self, layer: Tensor, u: Tensor, v: Tensor, level: Tensor, shifts: tuple[int, ...], trilinear: bool
+    ) -> Tensor:
         level = level.clamp(0, self.levels - 1)
+        u, v = u - u.floor(), v - v.floor()
+        start = (layer * _texels_each(self.size)).to(torch.int32)
         if not trilinear:
-            return self._bilinear(layer, uv, level.round().int())
-        lower = level.floor().clamp(max=self.levels - 2)
+            return self._bilinear(start, u, v, level.round().int(), shifts)
+        lower = level.floor().clamp_(max=self.levels - 2)
         step = lower.int()
-        one, two = self._bilinear(layer, uv, step), self._bilinear(layer, uv, step + 1)
-        return torch.lerp(one, two, (level - lower)[:, None])
+        one = self._bilinear(start, u, v, step, shifts)
+        return torch.lerp(one, self._bilinear(start, u, v, step + 1, shifts), level - lower)
 
-    def _bilinear(self, layer: Tensor, uv: Tensor, level: Tensor) -> Tensor:
-        index, weight = self._corners(level, uv)
-        index += (layer * _texels_each(self.size)).to(torch.int32)
-        texels = self.texels.index_select(0, index.reshape(-1)).view(torch.uint8).reshape(4, -1, 4)
-        mixed = texels[0] * weight[0]
-        for corner in range(1, 4):
-            mixed.addcmul_(texels[corner].to(uv.dtype), weight[corner])
-        return mixed.mul_(1 / 255)
+    def _bilinear(self, start: Tensor, u: Tensor, v: Tensor, level: Tensor, shifts: tuple[int, ...]) -> Tensor:
+        shift = torch.tensor(shifts, dtype=torch.int32, device=u.device)[:, None]
+        mixed = u.new_zeros(len(shifts), len(u))
+        for index, weight in self._corners(start, u, v, level):
+            packed = self.texels.index_select(0, index)
+            channels = torch.bitwise_right_shift(packed, shift).bitwise_and_(255).to(u.dtype)
+            mixed.addcmul_(channels, weight, value=1 / 255)
+        return mixed
 
-    def _corners(self, level: Tensor, uv: Tensor) -> tuple[Tensor, Tensor]:
-        """Places in a texture's table (4, N) int32 and bilinear weights (4, N, 1) of the texels around uv."""
+    def _corners(self, start: Tensor, u: Tensor, v: Tensor, level: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Places in the table (N,) int32 and bilinear weights (N,) of the four texels around u, v in [0, 1]."""
         side = torch.bitwise_right_shift(torch.full_like(level, self.size), level)
         # levels before this one hold (4 S^2 - 4 s^2) / 3 texels
-        start = (4 * (self.size * self.size - side * side)).div_(3, rounding_mode="floor")
-        u, v = uv.unbind(1)
-        x, y = (u - u.floor()) * side - 0.5, (v - v.floor()) * side - 0.5
+        start = start + (self.size * self.size - side * side).mul_(4).div_(3, rounding_mode="floor")
+        x, y = (u * side).sub_(0.5), (v * side).sub_(0.5)
         low_x, low_y = x.floor(), y.floor()
         fx, fy = x - low_x, y - low_y
-        x0, y0 = low_x.int() & (side - 1), low_y.int() & (side - 1)
-        x1, y1 = (x0 + 1) & (side - 1), (y0 + 1) & (side - 1)
-        top, bottom = start + y0 * side, start + y1 * side
-        index = torch.stack([top + x0, top + x1, bottom + x0, bottom + x1])
+        last = side - 1
+        x0, y0 = low_x.int().bitwise_and_(last), low_y.int().bitwise_and_(last)
+        x1, y1 = (x0 + 1).bitwise_and_(last), (y0 + 1).bitwise_and_(last)
+        top, bottom = y0.mul_(side).add_(start), y1.mul_(side).add_(start)
         gx, gy = 1 - fx, 1 - fy
-        return index, torch.stack([gx * gy, fx * gy, gx * fy, fx * fy])[..., None]
+        return [(top + x0, gx * gy), (top + x1, fx * gy), (bottom + x0, gx * fy), (bottom + x1, fx * fy)]
 
 
 def make_atlas(count: int, size: int, generator: torch.Generator, *, photographs: bool = False) -> TextureAtlas:
