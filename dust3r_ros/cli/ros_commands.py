@@ -115,11 +115,8 @@ def _ros_module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        if (
-            error.name is not None
-            and error.name.startswith("dust3r_ros.")
-            and not error.name.startswith("dust3r_ros.msg")
-        ):
+        missing = error.name or ""
+        if missing.startswith("dust3r_ros.") and not missing.startswith(_GENERATED):
             raise
         raise RosError(
             f"this command needs ROS 2, and {error.name or error} cannot be imported: source your ROS 2 workspace"

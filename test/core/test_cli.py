@@ -1,0 +1,305 @@
+"""The command line: what it writes, what it says, and its exit codes. The predictor knows the truth."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from oracle import FOCAL_PX, HEIGHT, WIDTH, OraclePredictor, image_of, path
+from test_bag import write_bag
+from test_evaluate import write_oracle_pack
+
+from dust3r_ros.cli import main
+from dust3r_ros.cli.options import parse_value
+from dust3r_ros.cli.ros_commands import _node_arguments, ros_parameters
+from dust3r_ros.config import ReconstructorConfig, make_config
+from dust3r_ros.errors import ConfigError, RosError
+
+VIEWS = 5
+EVERY = ("--set", "keyframes.every_image=true")
+CAMERA = ("--camera", str(FOCAL_PX), str(FOCAL_PX), str(WIDTH / 2 - 0.5), str(HEIGHT / 2 - 0.5))
+
+
+@pytest.fixture(autouse=True)
+def predictor(monkeypatch):
+    """Every command gets the oracle; what it was configured with is kept."""
+    configs = []
+
+    def load(config):
+        configs.append(config)
+        return OraclePredictor(path(VIEWS))
+
+    monkeypatch.setattr("dust3r_ros.pipeline.load_predictor", load)
+    yield configs
+    logging.getLogger("dust3r_ros").setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, pose in enumerate(path(VIEWS)):
+        cv2.imwrite(str(folder / f"view{8 + number}.png"), image_of(number, pose)[..., ::-1])  # 8, 9, 10, 11, 12
+    return folder
+
+
+def refused(capsys, *arguments: str) -> str:
+    """Run a command that must fail with exit code 2 and exactly one line; that line."""
+    try:
+        code = main([str(a) for a in arguments])
+    except SystemExit as exit_:
+        code = exit_.code
+    said = capsys.readouterr()
+    assert code == 2
+    assert said.out == ""
+    lines = said.err.strip().splitlines()
+    assert len(lines) == 1, said.err
+    return lines[0]
+
+
+def trajectory(folder: Path) -> np.ndarray:
+    return np.loadtxt(folder / "trajectory.tum")
+
+
+@pytest.mark.parametrize("mode", ["batch", "incremental"])
+def test_reconstruct_writes_the_scene_in_natural_order(images, tmp_path, capsys, mode):
+    out = tmp_path / "deep" / "out"
+    assert main(["reconstruct", str(images), "--out", str(out), "--mode", mode, *EVERY]) == 0
+    assert {file.name for file in out.iterdir()} == {"trajectory.tum", "cloud.ply", "cameras.json"}
+    found = trajectory(out)
+    np.testing.assert_array_equal(found[:, 0], np.arange(VIEWS))
+    true = path(VIEWS)[:, :3, 3] - path(VIEWS)[0, :3, 3]
+    scale = np.linalg.norm(true[-1]) / np.linalg.norm(found[-1, 1:4])
+    np.testing.assert_allclose(scale * found[:, 1:4], true, atol=0.02)
+    cameras = json.loads((out / "cameras.json").read_text())["frames"]
+    assert cameras[0]["file"] == "../../images/view8.png"
+    assert (out / cameras[2]["file"]).samefile(images / "view10.png")
+    assert cameras[0]["K"][0][0] == pytest.approx(FOCAL_PX, rel=0.01)
+    said = capsys.readouterr()
+    assert f"keyframes    {VIEWS} ({VIEWS} with a pose)\n" in said.out
+    assert said.err == ""
+
+
+def test_reconstruct_takes_a_given_camera_and_draws(images, tmp_path, predictor):
+    out = tmp_path / "out"
+    assert main(["reconstruct", str(images), "--out", str(out), *CAMERA, "--picture"]) == 0
+    assert predictor[0].intrinsics == "given"
+    assert (out / "report.png").stat().st_size > 10_000
+    k = json.loads((out / "cameras.json").read_text())["frames"][1]["K"]
+    np.testing.assert_allclose(k, [[FOCAL_PX, 0, WIDTH / 2 - 0.5], [0, FOCAL_PX, HEIGHT / 2 - 0.5], [0, 0, 1]])
+
+
+def test_reconstruct_a_video(tmp_path):
+    video = tmp_path / "walk.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"FFV1"), 10, (WIDTH, HEIGHT))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV cannot write lossless video")
+    for number, pose in enumerate(path(VIEWS)):
+        writer.write(image_of(number, pose)[..., ::-1])
+    writer.release()
+    assert main(["reconstruct", str(video), "--out", str(tmp_path / "out"), *EVERY]) == 0
+    np.testing.assert_allclose(trajectory(tmp_path / "out")[:, 0], [0, 0.1, 0.2, 0.3, 0.4], atol=1e-3)
+
+
+def test_evaluate_writes_metrics(tmp_path, capsys):
+    pack = write_oracle_pack(tmp_path / "pack", VIEWS)
+    assert main(["evaluate", str(pack), "--out", str(tmp_path / "out"), "--intrinsics", "pack"]) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["ate_percent"] < 0.5
+    assert (metrics["mode"], metrics["intrinsics"]) == ("batch", "pack")
+    assert "path error (RMSE)" in capsys.readouterr().out
+
+
+def oracle_bag(folder: Path, monkeypatch) -> Path:
+    """A bag of the ball's views."""
+    changes = {}
+    for number, pose in enumerate(path(VIEWS)):
+        pixels = image_of(number, pose)
+        changes[number] = {"height": HEIGHT, "width": WIDTH, "step": 3 * WIDTH, "data": pixels.reshape(-1)}
+    return write_bag(folder, "mcap", changes=changes)
+
+
+def test_replay_reconstructs_every_frame_and_keeps_its_stamps(tmp_path, monkeypatch, capsys):
+    bag = oracle_bag(tmp_path, monkeypatch)
+    assert main(["replay", str(bag), "--out", str(tmp_path / "out"), "--picture", *EVERY]) == 0
+    stamps = [line.split()[0] for line in (tmp_path / "out" / "trajectory.tum").read_text().splitlines()[1:]]
+    assert stamps == [f"1700000000.{k}00000000" for k in range(VIEWS)]
+    said = capsys.readouterr().out
+    assert f"frames seen        {VIEWS}" in said
+    assert "path error (RMSE)" in said  # against the bag's poses, which are not the ball's
+    assert (tmp_path / "out" / "report.png").is_file()
+
+
+def test_replay_of_an_unfinished_recording_writes_what_there_is_and_says_so(tmp_path, monkeypatch, capsys):
+    file = next(oracle_bag(tmp_path, monkeypatch).glob("*.mcap"))
+    cut = tmp_path / "cut.mcap"
+    cut.write_bytes(file.read_bytes()[:-100])
+    assert main(["replay", str(cut), "--out", str(tmp_path / "out"), *EVERY]) == 2
+    assert len(trajectory(tmp_path / "out")) == VIEWS
+    assert capsys.readouterr().err.count("was not closed by its recorder") == 1
+
+
+def test_align_reads_predictions_and_writes_the_scene(tmp_path):
+    poses = path(3)
+    pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
+    made = OraclePredictor(poses).predict(pairs)
+    arrays = {name: np.stack([getattr(p, name) for p in made]) for name in ("points_i", "conf_i", "points_j", "conf_j")}
+    np.savez(tmp_path / "in.npz", edges=np.array(pairs), **arrays)
+    assert main(["align", str(tmp_path / "in.npz"), "--out", str(tmp_path / "scene.npz")]) == 0
+    with np.load(tmp_path / "scene.npz") as scene:
+        assert scene["poses"].shape == (3, 4, 4)
+        assert scene["depth"].shape == (3, HEIGHT, WIDTH)
+        assert scene["seconds"] > 0
+        np.testing.assert_allclose(scene["focal"], FOCAL_PX, rtol=0.01)
+
+
+MISTAKES = {
+    "no command": ([], "dust3r-ros: the following arguments are required: COMMAND"),
+    "unknown command": (["fly"], "invalid choice: 'fly'"),
+    "no out": (["reconstruct", "x"], "the following arguments are required: --out"),
+    "no images": (["reconstruct", "{tmp}/nowhere", "--out", "{tmp}/o"], "nowhere: no such file or folder"),
+    "empty folder": (["reconstruct", "{tmp}/empty", "--out", "{tmp}/o"], "empty: no images in this folder"),
+    "one image": (["reconstruct", "{tmp}/one.png", "--out", "{tmp}/o"], "needs at least 2 images, got 1"),
+    "two videos": (["reconstruct", "{tmp}/a.mp4", "{tmp}/b.mp4", "--out", "{tmp}/o"], "a video must be given alone"),
+    "damaged image": (["reconstruct", "{tmp}/one.png", "{tmp}/bad.png", "--out", "{tmp}/o"], "bad.png: "),
+    "every 0": (["reconstruct", "{tmp}/images", "--out", "{tmp}/o", "--every", "0"], "--every must be at least 1"),
+    "given without camera": (
+        ["reconstruct", "{tmp}/images", "--out", "{tmp}/o", "--intrinsics", "given"], "needs --camera FX FY CX CY"
+    ),
+    "out is a file": (["reconstruct", "{tmp}/images", "--out", "{tmp}/one.png"], "cannot write to"),
+    "window 0": (["evaluate", "{tmp}/empty", "--out", "{tmp}/o", "--window", "0"], "window must be from 1 to 50, got 0"),
+    "no pack": (["evaluate", "{tmp}/empty", "--out", "{tmp}/o"], "is not a posed image pack"),
+    "no bag": (["replay", "{tmp}/nowhere", "--out", "{tmp}/o"], "no such recording"),
+    "no bag either": (["replay", "{tmp}/one.png", "--out", "{tmp}/o"], "is not a recording"),
+    "no predictions": (["align", "{tmp}/nowhere.npz", "--out", "{tmp}/o.npz"], "nowhere.npz: no such file"),
+    "unknown option": (["info", "--set", "keyframes.min_overlapp=1"], "did you mean keyframes.min_overlap?"),
+    "no value": (["info", "--set", "window"], "--set expects NAME=VALUE, got 'window'"),
+    "wrong type": (["info", "--set", "window=two"], "window must be a whole number, got 'two'"),
+    "out of range": (["info", "--set", "window=99"], "window must be from 1 to 50, got 99"),
+    "no parameter file": (["info", "--params", "{tmp}/nowhere.yaml"], "nowhere.yaml cannot be read"),
+    "broken parameter file": (["info", "--params", "{tmp}/broken.yaml"], "broken.yaml is not YAML"),
+    "list of parameters": (["info", "--params", "{tmp}/list.yaml"], "list.yaml must hold names and values, got list"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "said"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_one_clear_line_and_exit_code_2(images, tmp_path, capsys, arguments, said):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one.png").write_bytes((images / "view8.png").read_bytes())
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    (tmp_path / "list.yaml").write_text("- 1\n- 2\n")
+    line = refused(capsys, *(argument.format(tmp=tmp_path) for argument in arguments))
+    assert said in line
+    assert line.startswith("dust3r-ros")
+
+
+def test_an_interrupt_ends_cleanly(images, tmp_path, capsys, monkeypatch):
+    def interrupt(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dust3r_ros.pipeline.load_predictor", interrupt)
+    assert main(["reconstruct", str(images), "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "dust3r-ros: interrupted\n"
+
+
+def test_options_come_from_the_file_then_the_line_then_set(images, tmp_path, predictor):
+    (tmp_path / "robot.yaml").write_text(
+        "/**:\n  ros__parameters:\n    window: 2\n    image_size: 128\n    map_frame: world\n"
+        "    map:\n      max_points: 5000\n    keyframes.min_overlap: 0.5\n"
+    )
+    arguments = ["reconstruct", str(images), "--out", str(tmp_path / "out"), "--params", str(tmp_path / "robot.yaml")]
+    assert main([*arguments, "--window", "4", "--set", "image_size=64", "--set", "map.max_points=6000"]) == 0
+    config = predictor[0]
+    assert (config.window, config.image_size, config.map.max_points) == (4, 64, 6000)
+    assert config.keyframes.min_overlap == 0.5
+
+
+def test_a_file_with_one_group_is_not_taken_for_a_node(images, tmp_path, predictor):
+    (tmp_path / "map.yaml").write_text("map:\n  max_points: 7000\n")
+    main(["reconstruct", str(images), "--out", str(tmp_path / "out"), "--params", str(tmp_path / "map.yaml")])
+    assert predictor[0].map.max_points == 7000
+
+
+def test_values_are_parsed_by_their_options_type():
+    assert parse_value("keyframes.every_image", "Yes") is True
+    assert parse_value("keyframes.every_image", "off") is False
+    assert parse_value("map.voxel_size", "0.5") == 0.5
+    with pytest.raises(ConfigError, match="must be true or false, got 'maybe'"):
+        parse_value("keyframes.every_image", "maybe")
+
+
+def test_info_says_which_device_and_model(capsys):
+    assert main(["info", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    for part in ("dust3r-ros  ", "torch", "device                  cpu", "oracle", "ROS  "):
+        assert part in said
+
+
+def test_info_lists_every_option(capsys):
+    assert main(["info", "--options"]) == 0
+    said = capsys.readouterr().out
+    assert "keyframes.min_overlap" in said
+    assert "map_frame" in said
+
+
+def test_node_options_become_ros_parameters():
+    given = ["--checkpoint", "512_dpt", "--ros-args", "-r", "image:=/cam"]
+    assert _node_arguments(given) == ["--ros-args", "-p", "checkpoint:='512_dpt'", "-r", "image:=/cam"]
+    assert _node_arguments([]) == ["--ros-args"]
+    with pytest.raises(RosError, match="node does not know --fast"):
+        _node_arguments(["--fast"])
+
+
+def test_the_demos_node_gets_what_differs_from_the_defaults():
+    config = make_config(ReconstructorConfig, {"window": 5, "keyframes.every_image": True, "checkpoint": "tiny"})
+    assert ros_parameters(config) == ("checkpoint:='tiny'", "window:=5", "keyframes.every_image:=true")
+    assert ros_parameters(ReconstructorConfig()) == ()
+
+
+@pytest.mark.parametrize("command", ["node", "play", "demo"])
+def test_commands_that_need_ros_say_so_where_it_is_missing(command, monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "rclpy", None)
+    for name in [name for name in sys.modules if name.startswith("dust3r_ros.ros.")]:
+        if name.rsplit(".", 1)[-1] in ("node", "play", "demo"):
+            monkeypatch.delitem(sys.modules, name)
+    arguments = {"node": [], "play": [str(tmp_path)], "demo": ["--out", str(tmp_path)]}[command]
+    assert "this command needs ROS 2, and rclpy" in refused(capsys, command, *arguments)
+
+
+def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "import sys; from dust3r_ros.cli import main; sys.exit(main())", *arguments],
+        capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False,
+    )  # fmt: skip
+
+
+def test_help_is_quick_because_it_imports_nothing_heavy():
+    program = (
+        "import sys; from dust3r_ros.cli import make_parser; make_parser().format_help();"
+        "print([m for m in ('torch', 'numpy', 'cv2', 'rclpy', 'rosbags') if m in sys.modules])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
+    )
+    assert ran.stdout == "[]\n"
+    before = os.times().children_user
+    assert "reconstruct" in run_program("--help").stdout
+    assert os.times().children_user - before < 0.5
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "replay", "evaluate", "align", "node", "demo", "info"])
+def test_every_command_has_help_with_checkpoint_and_device(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "--checkpoint" in said
+    assert "--device" in said
