@@ -172,7 +172,7 @@ MISTAKES = {
         ["reconstruct", "{tmp}/images", "--out", "{tmp}/o", "--intrinsics", "given"], "needs --camera FX FY CX CY"
     ),
     "out is a file": (["reconstruct", "{tmp}/images", "--out", "{tmp}/one.png"], "cannot write to"),
-    "window 0": (["evaluate", "{tmp}/empty", "--out", "{tmp}/o", "--window", "0"], "window must be from 1 to 50, got 0"),
+    "window 0": (["evaluate", "{tmp}/empty", "--out", "{tmp}/o", "--window", "0"], "window must be from 1 to 50"),
     "no pack": (["evaluate", "{tmp}/empty", "--out", "{tmp}/o"], "is not a posed image pack"),
     "no bag": (["replay", "{tmp}/nowhere", "--out", "{tmp}/o"], "no such recording"),
     "no bag either": (["replay", "{tmp}/one.png", "--out", "{tmp}/o"], "is not a recording"),

@@ -1,5 +1,6 @@
 """Evaluation of packs with a predictor that knows the truth: no error may remain, and each fault must show."""
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -160,3 +161,22 @@ def test_tables_are_aligned():
     assert text_table([("a", "1"), ("long", "2")]) == "a     1\nlong  2"
     assert text_table([]) == ""
     assert markdown_table(["x", "wide"], [["1", "2"]]) == "| x | wide |\n|---|------|\n| 1 | 2    |"
+
+
+def test_the_benchmark_measures_every_combination(pack, tmp_path, monkeypatch, capsys):
+    source = Path(__file__).parents[2] / "benchmark" / "evaluate_packs.py"
+    spec = importlib.util.spec_from_file_location("evaluate_packs", source)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    monkeypatch.setattr(benchmark, "load_predictor", lambda config: OraclePredictor(path(VIEWS)))
+    write_oracle_pack(tmp_path / "packs" / "ball")
+    out = tmp_path / "table.json"
+    arguments = [str(tmp_path / "packs"), "--intrinsics", "estimate", "--set", "keyframes.every_image=1"]
+    assert benchmark.main([*arguments, "--out", str(out), "--results", str(tmp_path / "results")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[3].strip() for line in lines[2:]] == ["batch", "incremental"]
+    assert len({len(line) for line in lines}) == 1
+    assert [run["registered"] for run in json.loads(out.read_text())] == [1.0, 1.0]
+    assert (tmp_path / "results" / "ball-oracle-batch-estimate" / "report.png").is_file()
+    assert benchmark.main([str(tmp_path / "nowhere")]) == 2
+    assert "no such folder" in capsys.readouterr().err
