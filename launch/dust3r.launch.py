@@ -1,4 +1,4 @@
-"""Start the dust3r node, and RViz when asked. `ros2 launch dust3r_ros dust3r.launch.py --show-args` lists the arguments.
+"""Start the dust3r node, and RViz when asked. `--show-args` lists the arguments.
 
 An argument that is left empty leaves the choice to the parameter file.
 """
@@ -6,12 +6,13 @@ An argument that is left empty leaves the choice to the parameter file.
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
+
+from launch import LaunchContext, LaunchDescription
 
 SHARE = Path(get_package_share_directory("dust3r_ros"))
 
@@ -79,13 +80,25 @@ def node(context: LaunchContext) -> list[Node]:
     ]
 
 
-def generate_launch_description() -> LaunchDescription:
+def viewer(context: LaunchContext) -> list[Node]:
+    """RViz, and a frame with z up for it: the map's is that of the first camera, y down."""
+    map_frame = LaunchConfiguration("map_frame").perform(context) or "map"
+    upright = ["--qx", "-0.5", "--qy", "0.5", "--qz", "-0.5", "--qw", "0.5"]
+    frame = Node(
+        package="tf2_ros",
+        executable="static_transform_publisher",
+        name="dust3r_upright",
+        arguments=["--frame-id", "map_upright", "--child-frame-id", map_frame, *upright],
+    )
     rviz = Node(
         package="rviz2",
         executable="rviz2",
         name="dust3r_rviz",
-        namespace=LaunchConfiguration("namespace"),
         arguments=["-d", str(SHARE / "config" / "dust3r.rviz")],
-        condition=IfCondition(LaunchConfiguration("rviz")),
     )
-    return LaunchDescription([*arguments(), OpaqueFunction(function=node), rviz])
+    return [frame, rviz]
+
+
+def generate_launch_description() -> LaunchDescription:
+    shown = OpaqueFunction(function=viewer, condition=IfCondition(LaunchConfiguration("rviz")))
+    return LaunchDescription([*arguments(), OpaqueFunction(function=node), shown])

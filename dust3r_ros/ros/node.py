@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import rclpy
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.executors import ExternalShutdownException
@@ -71,7 +72,9 @@ class Dust3rNode(Node):
         self._newest_stamp_ns = 0
         self._outputs = Publishers(self, config.map_frame, publish_tf=config.publish_tf)
         self._worker: Worker[Frame] = Worker(self._reconstruct, config.queue_size, self._on_failed)
-        self._woken = self.create_guard_condition(lambda: None)
+        # A service that waits for the worker must not keep other callbacks waiting, as it would in their group.
+        self._waiting_group = ReentrantCallbackGroup()
+        self._woken = self.create_guard_condition(lambda: None, callback_group=self._waiting_group)
         self._calibration = Calibration(
             self.resolve_topic_name("camera_info"), use=config.reconstructor.intrinsics == "given"
         )
@@ -105,9 +108,10 @@ class Dust3rNode(Node):
         self.get_logger().info(f"waiting for images on {topic}; model {info.name} on {info.device}")
 
     def _serve(self) -> None:
-        self.create_service(Trigger, "~/reset", self._on_reset)
+        group = self._waiting_group
+        self.create_service(Trigger, "~/reset", self._on_reset, callback_group=group)
         self.create_service(SetBool, "~/pause", self._on_pause)
-        self.create_service(SaveMap, "~/save_map", self._on_save_map)  # type: ignore[misc]
+        self.create_service(SaveMap, "~/save_map", self._on_save_map, callback_group=group)  # type: ignore[misc]
 
     # Callbacks of the executor: quick, and never waiting for the worker.
 
