@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cv2
@@ -126,11 +125,6 @@ class FusedMap:
         self._movable[index] = self._fuse(view, fused.pixels)
         self._bound()
         return True
-
-    def replace_all(self, moved: Mapping[int, ViewEstimate]) -> None:
-        """``replace`` for every keyframe that alignment moved."""
-        for index, view in moved.items():
-            self.replace(index, view)
 
     def cloud(self) -> PointCloud:
         """The whole map."""

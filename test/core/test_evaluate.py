@@ -16,10 +16,11 @@ from dust3r_ros.errors import AlignmentError
 from dust3r_ros.evaluation.metrics import pose_errors
 from dust3r_ros.evaluation.packs import Pack, load_pack
 from dust3r_ros.evaluation.report import Summary, markdown_table, summary_rows, text_table
-from dust3r_ros.evaluation.results import choose_pairs, run_batch, write_results
+from dust3r_ros.evaluation.results import IncrementalRun, choose_pairs, run_batch, write_results
 from dust3r_ros.evaluation.run import Mode, at_network_pixels, evaluate, pack_sources, summarise, write_evaluation
 from dust3r_ros.mapping.export import read_cloud
 from dust3r_ros.pairing import SceneGraph
+from dust3r_ros.pipeline import Reconstructor
 
 VIEWS = 6
 EVERY_IMAGE = make_config(ReconstructorConfig, {"keyframes.every_image": True, "map.min_confidence": 0.0})
@@ -128,6 +129,18 @@ def test_progress_is_reported(pack):
     run_batch(pack_sources(pack), EVERY_IMAGE, OraclePredictor(path(VIEWS)), progress=lambda *call: seen.append(call))
     assert {stage for stage, _, _ in seen} == {"encode", "decode", "align"}
     assert all(done <= whole for _, done, whole in seen)
+
+
+def test_a_long_run_keeps_few_views_whole_and_every_pose(pack):
+    run = IncrementalRun(Reconstructor(EVERY_IMAGE, OraclePredictor(path(VIEWS))), keep=3)
+    for source in pack_sources(pack):
+        assert run.add(source)
+    result = run.result()
+    whole = [view.number for view in result.views if view.estimate.depth.size]
+    assert 2 <= len(whole) <= 3
+    assert whole[-1] == VIEWS - 1
+    assert pose_errors(result.poses(), pack.poses()).rotation_deg < 0.1
+    assert result.focal_px == pytest.approx(INTRINSICS.fx, rel=0.01)
 
 
 def test_unknown_intrinsics_are_refused(pack):
