@@ -50,6 +50,9 @@ def open_storage(path: Path) -> AnyReader:
         reader.open()
     except DAMAGE as error:
         raise RecordingError(f"{path} cannot be read: {reason(error)}") from error
+    if not whole and not reader.connections:
+        reader.close()
+        raise RecordingError(f"{path} was not closed by its recorder, and holds no whole part that could be read")
     return reader
 
 

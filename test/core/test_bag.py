@@ -176,7 +176,7 @@ def test_an_mcap_that_was_not_closed_is_read_up_to_the_break(tmp_path, kept):
     file = next(folder.glob("*.mcap"))
     file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
     frames = []
-    with pytest.raises(RecordingError, match=r"was not closed by its recorder|has no image topic"):  # noqa: SIM117
+    with pytest.raises(RecordingError, match="was not closed by its recorder"):  # noqa: SIM117
         with open_recording(folder) as recording:
             for frame in recording.frames():
                 frames.append(frame)
