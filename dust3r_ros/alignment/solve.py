@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 CUTOFF = 3.0
 SMALL_SYSTEM, FILLED = 400, 0.2
+LEAST_ASPECT = 0.25  # lateral over radial noise; classical pairs have none across, which would trust one pair blindly
 SYMMETRIC = {"SymmetricMode": True}
 LARGEST_STEP = 0.5
 GAUGE_EDGES = 50
@@ -76,14 +77,15 @@ def estimate_noise(problem: Problem, state: State) -> Noise:
             (seen, s.seen_weight, s.seen_parallax),
         ):
             use = weight > 0
-            lateral2.append((errors.lateral2 * weight)[use])
+            if weight is s.seen_weight:
+                lateral2.append((errors.lateral2 * weight)[use])
             use &= parallax[:, None] > 0
             radial.append((np.abs(errors.radial) * np.sqrt(weight / freedom))[use])
     along, across = (np.concatenate(values) for values in (radial, lateral2))
     sigma_radial = 1.4826 * float(np.median(along)) if along.size else 0.0
     sigma_lateral = float(np.sqrt(np.median(across) / (2 * np.log(2)))) if across.size else 0.0
-    sigma_lateral = max(sigma_lateral, LEAST_NOISE)
-    return Noise(max(sigma_radial, sigma_lateral), sigma_lateral)
+    sigma_radial = max(sigma_radial, sigma_lateral, LEAST_NOISE)
+    return Noise(sigma_radial, max(sigma_lateral, LEAST_ASPECT * sigma_radial))
 
 
 def _descend(problem: Problem, state: State, noise: Noise, max_steps: int) -> tuple[State, int, float]:
