@@ -143,7 +143,7 @@ def _why_refused(error: BaseException) -> str:
     if held := re.search(r"GLOBAL:? `?([\w.]+)", str(error)):
         return f"refused: it holds {held[1]}, and a checkpoint may hold only tensors and plain values"
     if detail := re.search(r"WeightsUnpickler error: ([^\n]*)", str(error)):
-        return f"refused: it does not hold only tensors and plain values ({detail[1].strip()[:160]})"
+        return f"refused: it does not hold only tensors and plain values: {detail[1].strip()[:160] or 'damaged'}"
     return f"not a whole PyTorch checkpoint ({_first_line(error)})"
 
 
