@@ -127,14 +127,14 @@ def place_objects(draw: Draw, library: ObjectLibrary, half: Tensor, count: int, 
         gap = torch.full(place.shape[:2], 9.0, device=draw.device)
         for earlier in range(k):
             apart = (place - places[earlier][:, None]).square().sum(-1).sqrt()
-            touch = 0.8 * (radius[:, k] + radius[:, earlier])[:, None]
+            touch = 0.6 * (radius[:, k] + radius[:, earlier])[:, None]
             gap = torch.minimum(gap, torch.where(gaps[:, earlier, None] > 0, apart - touch, 9.0))
         best = gap.clamp(max=0.15).argmax(1)
         rows = torch.arange(draw.count, device=draw.device)
         places.append(place[rows, best])
         turns.append(turn[rows, best])
         gaps[:, k] = gap[rows, best]
-    crowd = 0.16 * (4 * half.prod(1, keepdim=True)).clamp(max=60) + 3
+    crowd = 0.25 * (4 * half.prod(1, keepdim=True)).clamp(max=60) + 3
     present = (gaps > 0) & (torch.arange(count, device=draw.device) < crowd)
     return _put(library, chosen, torch.stack(places, 1), torch.stack(turns, 1), stretch, present)
 

@@ -55,7 +55,7 @@ class Brush:
     def colour(self) -> Tensor:
         """A random colour (3,), more often muted than vivid."""
         grey = self.number(0.15, 0.9)
-        vivid = self.number(0.0, 1.0) ** 2 * 0.45
+        vivid = self.number(0.0, 1.0) ** 2 * 0.35
         warm = self.number(-0.03, 0.12) * torch.tensor([1.0, 0.2, -1.0])
         return (grey + warm + vivid * self.uniform(-1, 1, 3)).clamp(0.03, 0.97)
 

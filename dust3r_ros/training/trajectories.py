@@ -18,14 +18,14 @@ from dust3r_ros.training.scenes import SceneBatch
 CLEARANCE_M = 0.35
 _ATTEMPTS = 400
 _DENSE = 400
-_JUDGED = 12  # of the paths that are clear, those whose views are looked at
+_JUDGED = 30  # of the paths that are clear, those whose views are looked at
 _PREVIEW = (24, 32)
 
 
 class Carrier(Enum):
     """Who moves the camera: heights (m), pitch control (degrees), shake (m, degrees), and whether it looks ahead."""
 
-    HANDHELD = (1.2, 1.75, 14.0, 0.004, 0.35, False)
+    HANDHELD = (1.2, 1.75, 24.0, 0.004, 0.35, False)
     WHEELED = (0.35, 0.35, 2.0, 0.001, 0.1, True)
     FLYING = (0.7, 2.6, 25.0, 0.003, 0.3, False)
 
@@ -87,7 +87,7 @@ def _random_path(
     start = rng.uniform(0, travelled[-1] - length)
     share = np.interp(start + spacing_m * np.arange(frames), travelled, np.linspace(0, 1, _DENSE))
     places = _spline(corners, share)
-    pitch = np.radians(_spline(rng.uniform(-pitch_deg, 0.5 * pitch_deg, (6, 1)), np.linspace(0, 1, frames))[:, 0])
+    pitch = np.radians(_spline(rng.uniform(-pitch_deg, 0.2 * pitch_deg, (6, 1)), np.linspace(0, 1, frames))[:, 0])
     if ahead:
         step = np.gradient(places, axis=0)
         yaw = np.unwrap(np.arctan2(step[:, 1], step[:, 0]))
@@ -129,14 +129,17 @@ def _poses(path: _Path) -> FloatArray:
 
 
 def _openness(scene: SceneBatch, path: _Path, fov_deg: float) -> float:
-    """How far the worst of some views along the path sees: the 20th percentile of its depth, metres."""
+    """How much the views along a path show: the depth of the worst (its 20th percentile, up to 1.5 m) and the mean
+    spread of depth within a view, both in metres.
+    """
     some = _poses(path)[:: max(1, len(path.yaw) // 10)]
     poses = torch.from_numpy(some).to(scene.device, torch.float32)[None]
     height, width = _PREVIEW
     focal = 0.5 * width / math.tan(math.radians(fov_deg) / 2)
     k = torch.tensor([focal, focal, width / 2, height / 2])
     depth = render_depth(scene, poses, k, _PREVIEW).flatten(2)
-    return float(torch.where(depth > 0, depth, 50.0).quantile(0.2, dim=-1).min())
+    depth = torch.where(depth > 0, depth, 50.0)
+    return float(depth.quantile(0.2, dim=-1).min().clamp(max=1.5) + depth.std(-1).mean().clamp(max=1.5))
 
 
 def _shaken(path: _Path, carrier: Carrier, rng: np.random.Generator) -> FloatArray:
