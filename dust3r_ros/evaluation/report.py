@@ -41,7 +41,7 @@ def summary_rows(summary: Summary) -> list[tuple[str, str]]:
         rows.append(("focal", f"{s.focal_px:.1f} px{off}"))
     errors = s.errors
     if errors is not None and errors.ate_rmse is not None:
-        share = f", {100 * errors.ate_rmse / s.path_length:.1f} % of {s.path_length:.2f}" if s.path_length else ""
+        share = f", {100 * errors.ate_rmse / s.path_length:.2f} % of {s.path_length:.2f}" if s.path_length else ""
         rows.append(("path error (RMSE)", f"{errors.ate_rmse:.3g}{share} {s.unit}".rstrip()))
     if errors is not None and errors.rotation_deg is not None:
         rows.append(("rotation error", f"{errors.rotation_deg:.2f} deg (median over pairs)"))
