@@ -61,7 +61,7 @@ def test_the_install_is_complete_without_the_tree(prefix: Path):
 def test_every_source_file_is_installed(prefix: Path):
     built = built_packages(prefix)
     sources = [p.relative_to(ROOT) for p in (ROOT / "dust3r_ros").rglob("*.py")]
-    assert [str(p) for p in sources if not (built / p).exists()] == []
+    assert [str(p) for p in sources if not (built / p).exists()] == [], "new files: run make build"
 
 
 @pytest.mark.parametrize("name", ["dust3r_node", "dust3r-ros"])
