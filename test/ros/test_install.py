@@ -95,8 +95,9 @@ def test_the_built_message_has_the_fields_of_the_file(name: str):
 
 
 def test_a_status_survives_serialisation():
-    from dust3r_ros.msg import Status
     from rclpy.serialization import deserialize_message, serialize_message
+
+    from dust3r_ros.msg import Status
 
     status = Status(model="geometric", trained=True, frames_received=2**40, focal_px=525.5, metric=True)
     status.header.frame_id = "map"
