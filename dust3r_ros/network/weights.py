@@ -41,8 +41,8 @@ def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> D
     ``name`` is ``tiny`` (shipped with the package), the path of a ``.pth`` or ``.safetensors`` file or of a folder
     with one, a hub repository such as ``naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt``, or its short name ``512_dpt``.
     ``device`` is ``auto`` (CUDA when there is one) or a PyTorch device. ``dtype`` is ``float32``, ``bfloat16``,
-    ``float16``, or ``auto``: float16 on CUDA, where it is close to ten times as accurate as bfloat16 and as fast,
-    unless the weights overflow in it; float32 elsewhere.
+    ``float16``, or ``auto``: float16 on CUDA, several times as accurate as bfloat16, unless the
+    weights overflow in it; float32 elsewhere.
 
     Raises CheckpointError for weights that are missing, damaged or of another architecture, ConfigError for a
     device or dtype that cannot be used.
