@@ -40,7 +40,7 @@ from dust3r_ros.srv import SaveMap
 
 _NAME = "dust3r"
 _THROTTLE_S = 5.0
-_STOP_S = 1.0  # how long the keyframe in hand may take to end when the node stops
+_STOP_S = 0.5  # how long the keyframe in hand may take to end when the node stops
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,20 +98,20 @@ class Dust3rNode(Node):
         qos = image_qos(self.config.image_reliability)
         topic = self.resolve_topic_name("image")
         if self.config.image_transport == "compressed":  # named as image_transport does, below the base topic
-            topic = f"{topic}/compressed"
-            self.create_subscription(CompressedImage, topic, lambda m: self._on_image(m, compressed_to_rgb), qos)
+            kind, to_rgb, topic = CompressedImage, compressed_to_rgb, f"{topic}/compressed"
         else:
-            self.create_subscription(Image, topic, lambda m: self._on_image(m, compat.rgb_of), qos)
+            kind, to_rgb = Image, compat.rgb_of
+        images = self.create_subscription(kind, topic, lambda message: self._on_image(message, to_rgb), qos)
         if self.config.reconstructor.intrinsics == "given":
             self.create_subscription(CameraInfo, "camera_info", self._on_camera_info, image_qos("best_effort"))
         info = self._reconstructor.info
-        self.get_logger().info(f"waiting for images on {topic}; model {info.name} on {info.device}")
+        self.get_logger().info(f"waiting for images on {images.topic_name}; model {info.name} on {info.device}")
 
     def _serve(self) -> None:
         group = self._waiting_group
         self.create_service(Trigger, "~/reset", self._on_reset, callback_group=group)
         self.create_service(SetBool, "~/pause", self._on_pause)
-        self.create_service(SaveMap, "~/save_map", self._on_save_map, callback_group=group)  # type: ignore[misc]
+        self.create_service(SaveMap, "~/save_map", self._on_save_map, callback_group=group)
 
     # Callbacks of the executor: quick, and never waiting for the worker.
 

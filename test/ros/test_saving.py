@@ -1,0 +1,56 @@
+"""Maps are written inside one folder only."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dust3r_ros.data import Intrinsics
+from dust3r_ros.errors import RosError
+from dust3r_ros.mapping.cloud import PointCloud
+from dust3r_ros.mapping.export import read_cloud
+from dust3r_ros.ros.saving import folder_inside, save_map
+
+K = Intrinsics.from_focal(500.0, 640, 480)
+
+
+def test_a_relative_folder_lies_inside_and_an_empty_one_is_named_by_the_time(tmp_path):
+    assert folder_inside(str(tmp_path), "kitchen/monday") == tmp_path / "kitchen" / "monday"
+    assert folder_inside(str(tmp_path), str(tmp_path / "kitchen")) == tmp_path / "kitchen"
+    assert folder_inside(str(tmp_path), "").parent == tmp_path
+
+
+@pytest.mark.parametrize("asked", ["..", "../elsewhere", "a/../../b", "/etc", "~/x"])
+def test_folders_outside_are_refused(tmp_path, asked):
+    with pytest.raises(RosError, match="path must lie inside map_folder"):
+        folder_inside(str(tmp_path / "maps"), asked)
+
+
+def test_a_link_that_leads_outside_is_refused(tmp_path):
+    inside = tmp_path / "maps"
+    inside.mkdir()
+    (inside / "link").symlink_to(tmp_path)
+    with pytest.raises(RosError, match="path must lie inside map_folder"):
+        folder_inside(str(inside), "link/x")
+
+
+def reconstructor(count: int) -> SimpleNamespace:
+    cloud = PointCloud(np.ones((count, 3), np.float32), np.zeros((count, 3), np.uint8), np.ones(count, np.float32))
+    return SimpleNamespace(map=SimpleNamespace(cloud=lambda: cloud), trajectory=lambda: [(10**9, np.eye(4))])
+
+
+def test_a_map_is_written_with_path_and_cameras(tmp_path):
+    files = save_map(reconstructor(3), K, tmp_path / "new")
+    assert [file.name for file in files] == ["cloud.ply", "trajectory.tum", "cameras.json"]
+    assert all(file.is_file() for file in files)
+    assert len(read_cloud(files[0])) == 3
+
+
+def test_without_intrinsics_there_are_no_cameras(tmp_path):
+    assert [file.name for file in save_map(reconstructor(3), None, tmp_path)] == ["cloud.ply", "trajectory.tum"]
+
+
+def test_an_empty_map_is_refused(tmp_path):
+    with pytest.raises(RosError, match="the map is empty"):
+        save_map(reconstructor(0), K, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
