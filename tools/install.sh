@@ -46,7 +46,11 @@ version="$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
 mode=wheels
 if ros_sourced "$python"; then mode="ros-${ROS_DISTRO:-unknown}"; fi
 
-key="$(echo "$mode" | cat - requirements*.txt pyproject.toml tools/install.sh tools/ros_wheels.py | sha256sum)"
+key="$({
+    echo "$mode"
+    cat requirements*.txt tools/install.sh tools/ros_wheels.py
+    sed '/^\[tool\.ruff\]/q' pyproject.toml # what follows sets up the linters only
+} | sha256sum)"
 stamp=.venv/.dust3r_ros_installed
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$key" ]; then exit 0; fi
 

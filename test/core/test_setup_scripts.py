@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = ("bash", "cat", "dirname", "env", "grep", "sha256sum", "uname")
+PROGRAMS = ("bash", "cat", "dirname", "env", "grep", "sed", "sha256sum", "uname")
 
 
 @pytest.fixture
