@@ -14,6 +14,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from dust3r_ros.errors import RecordingError, RosError
 from dust3r_ros.ros.bag import CAMERA_INFO, COMPRESSED_IMAGE, Recording, Topic, open_recording
+from dust3r_ros.ros.demo_bag import rendered_bag
 from dust3r_ros.ros.demo_report import DemoResult, Played, conclude
 from dust3r_ros.ros.processes import Child, private_environment, terminated_as_interrupted
 from dust3r_ros.ros.recorder import Recorded, Recorder, spin_until
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 START_S = 60.0  # for the node to load its model and be found
 DRAIN_S = 60.0  # for the node to finish the keyframes it still has
 IDLE_S = 2.0
-USUAL_PLAY_S, SLOWEST = 60.0, 0.25
+USUAL_PLAY_S, SLOWEST = 90.0, 0.25
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,12 @@ class DemoOptions:
     """How the demo runs.
 
     ``rate`` recorded seconds are played in one, by default as fast as they were recorded, but a short recording so
-    slowly that it lasts about a minute, which a processor can follow. Of a long one ``play_s`` seconds are played.
+    slowly that it lasts a minute and a half, which a processor can follow. Of a long one ``play_s`` seconds are played.
     ``image_topic`` chooses one when the recording has several; ``parameters`` (``name:=value``) go to the node.
     """
 
     rate: float | None = None
-    play_s: float = 90.0
+    play_s: float = 100.0
     image_topic: str = ""
     parameters: tuple[str, ...] = ()
 
@@ -74,14 +75,11 @@ def run_demo(
     options, say = options or DemoOptions(), report or log.info
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    source = _examine(bag if bag is not None else _rendered_bag(out, say), options)
-    recorded = _run(source, out, options, say)
+    with terminated_as_interrupted():
+        source = _examine(bag if bag is not None else rendered_bag(out, say), options)
+        recorded = _run(source, out, options, say)
     say("drawing")
     return conclude(source.played, recorded, out, time.monotonic() - started)
-
-
-def _rendered_bag(out: Path, say: Callable[[str], None]) -> Path:
-    raise NotImplementedError
 
 
 def _examine(path: Path, options: DemoOptions) -> _Source:
@@ -115,20 +113,19 @@ def _run(source: _Source, out: Path, options: DemoOptions, say: Callable[[str], 
     domain = int(environment["ROS_DOMAIN_ID"])
     node = Child("dust3r_ros.ros.node", _node_arguments(source, options), out / "node.log", environment)
     player = Child("dust3r_ros.ros.play", _player_arguments(source, options), out / "player.log", environment)
-    with terminated_as_interrupted():
-        rclpy.init(args=["dust3r_demo"], domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
-        try:
-            recorder = Recorder()
-            with node:
-                _wait_for_node(node, recorder)
-                seconds = min(source.duration_s / source.played.rate, options.play_s)
-                say(f"playing {source.played.path} for {seconds:.0f} s in ROS domain {domain}")
-                with player:
-                    _follow(player, node, recorder, seconds + START_S)
-                _drain(node, recorder, say)
-                node.stop()
-        finally:
-            rclpy.try_shutdown()
+    rclpy.init(args=["dust3r_demo"], domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        recorder = Recorder()
+        with node:
+            _wait_for_node(node, recorder)
+            seconds = min(source.duration_s / source.played.rate, options.play_s)
+            say(f"playing {source.played.path} for {seconds:.0f} s in ROS domain {domain}")
+            with player:
+                _follow(player, node, recorder, seconds + START_S)
+            _drain(node, recorder, say)
+            node.stop()
+    finally:
+        rclpy.try_shutdown()
     return recorder.recorded
 
 

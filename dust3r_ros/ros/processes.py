@@ -71,6 +71,14 @@ class Child:
             state = "still runs" if self.running else f"failed with exit code {self._code()}"
             raise RosError(f"{self.name} {state}{self._last_words()}")
 
+    def wait(self, timeout_s: float) -> None:
+        """Wait until it has ended by itself. Raises RosError when it takes longer, or ends badly."""
+        try:
+            self._started().wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise RosError(f"{self.name} did not end within {timeout_s:g} s{self._last_words()}") from error
+        self.check_finished()
+
     def stop(self) -> None:
         """Interrupt it, as Ctrl-C does, and wait. Raises RosError unless it ends in time and well."""
         self.check_running()
