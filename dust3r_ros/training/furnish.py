@@ -114,10 +114,8 @@ def place_objects(draw: Draw, library: ObjectLibrary, half: Tensor, count: int, 
     Each tries a dozen places and takes the first that touches no earlier object; where there is none it is left out.
     """
     chosen = draw.integers(len(library.kind), count)
-    stretch = draw.uniform(0.8, 1.25, count, 3)
-    if narrow:
-        stretch[..., :2] *= 0.6
-    extent = library.extent[chosen] * stretch
+    stretch = draw.uniform(0.8, 1.25, count) * (0.75 if narrow else 1.0)
+    extent = library.extent[chosen] * stretch[..., None]
     radius = extent[..., :2].square().sum(-1).sqrt()
     places, turns = [], []
     gaps = torch.full((draw.count, count), -torch.inf, device=draw.device)
@@ -161,7 +159,7 @@ def _put(
     parts = library[chosen]
     c, s, zero = turn.cos(), turn.sin(), torch.zeros_like(turn)
     yaw = torch.stack([c, -s, zero, s, c, zero, zero, zero, zero + 1], -1).unflatten(-1, (3, 3))
-    linear = (yaw * stretch[..., None, :])[:, :, None]  # (B, O, 1, 3, 3)
+    linear = (yaw * stretch[..., None, None])[:, :, None]  # (B, O, 1, 3, 3)
     to_world = linear @ parts.local_to_object
     to_world[..., :2, 3] += place[:, :, None]
     numbers = torch.arange(chosen.shape[1], device=chosen.device)[:, None] * _SLOTS

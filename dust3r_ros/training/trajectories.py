@@ -18,6 +18,8 @@ from dust3r_ros.training.scenes import SceneBatch
 CLEARANCE_M = 0.35
 _ATTEMPTS = 400
 _DENSE = 400
+_STEP_M = 0.6  # between the corners of a way
+_HEADINGS = 12  # tried at each
 _JUDGED = 30  # of the paths that are clear, those whose views are looked at
 _PREVIEW = (24, 32)
 
@@ -79,7 +81,9 @@ def _random_path(
     free = free + np.stack([margin, -margin])
     free[:, 2] = low, min(high, free[1, 2] - 0.3)
     length = (frames - 1) * spacing_m
-    corners = rng.uniform(free[0], free[1], (max(5, int(length / 1.2) + 4), 3))
+    corners = _wander(scene, free, max(6, int(1.15 * length / _STEP_M) + 4), 40.0 if ahead else 75.0, rng)
+    if corners is None:
+        return None
     dense = _spline(corners, np.linspace(0, 1, _DENSE))
     travelled = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(dense, axis=0), axis=1))])
     if travelled[-1] < length:
@@ -87,22 +91,49 @@ def _random_path(
     start = rng.uniform(0, travelled[-1] - length)
     share = np.interp(start + spacing_m * np.arange(frames), travelled, np.linspace(0, 1, _DENSE))
     places = _spline(corners, share)
-    pitch = np.radians(_spline(rng.uniform(-pitch_deg, 0.2 * pitch_deg, (6, 1)), np.linspace(0, 1, frames))[:, 0])
+    nod = min(0.6 * pitch_deg, max_turn_deg * frames / 12)
+    pitch = np.radians(_spline(rng.uniform(-nod, nod, (6, 1)) - 0.4 * pitch_deg, np.linspace(0, 1, frames))[:, 0])
     if ahead:
         step = np.gradient(places, axis=0)
         yaw = np.unwrap(np.arctan2(step[:, 1], step[:, 0]))
     else:
-        yaw = _wandering_yaw(places, free.mean(0), rng)
+        yaw = _wandering_yaw(places, free.mean(0), min(45.0, max_turn_deg * frames / 10), rng)
     if np.abs(np.diff(yaw)).max() > math.radians(max_turn_deg):
         return None
     return _Path(places, yaw, pitch)
 
 
-def _wandering_yaw(places: FloatArray, middle: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """Looking around by up to about 70 degrees from a first glance at the room's middle."""
+def _wander(
+    scene: SceneBatch, free: FloatArray, count: int, turn_deg: float, rng: np.random.Generator
+) -> FloatArray | None:
+    """Corners (count, 3) of a way through a scene: each step turns by up to ``turn_deg`` to where nothing is near.
+
+    None where the way ends in a corner.
+    """
+    heights = rng.uniform(free[0, 2], free[1, 2], count)
+    places = [np.array([*rng.uniform(free[0, :2], free[1, :2]), heights[0]])]
+    heading = rng.uniform(0, 2 * math.pi)
+    along = np.linspace(0, 1, 4)[1:, None]
+    for height in heights[1:]:
+        headings = heading + np.radians(rng.uniform(-turn_deg, turn_deg, _HEADINGS))
+        ends = places[-1] + _STEP_M * np.stack([np.cos(headings), np.sin(headings), 0 * headings], axis=1)
+        ends[:, 2] = height
+        ways = places[-1] + along * (ends - places[-1])[:, None]
+        points = torch.from_numpy(ways.reshape(1, -1, 3)).to(scene.device, torch.float32)
+        clear = scene.clearance(points).view(_HEADINGS, -1).amin(1).cpu().numpy()
+        if clear.max() < CLEARANCE_M:
+            return None
+        chosen = int((clear >= CLEARANCE_M).argmax())
+        places.append(ends[chosen])
+        heading = headings[chosen]
+    return np.stack(places)
+
+
+def _wandering_yaw(places: FloatArray, middle: FloatArray, turn_deg: float, rng: np.random.Generator) -> FloatArray:
+    """Looking around, in glances up to ``turn_deg`` apart, beginning with the room's middle."""
     towards = middle - places[0]
     first = math.atan2(towards[1], towards[0])
-    turns = np.radians(np.concatenate([[0.0], np.cumsum(rng.uniform(-45, 45, 7))]))
+    turns = np.radians(np.concatenate([[0.0], np.cumsum(rng.uniform(-turn_deg, turn_deg, 7))]))
     return first + _spline(turns[:, None], np.linspace(0, 1, len(places)))[:, 0]
 
 
