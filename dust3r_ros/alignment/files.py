@@ -49,7 +49,8 @@ def load_predictions(path: Path) -> Predictions:
 def _read_arrays(path: Path) -> dict[str, FloatArray]:
     wanted = (*ARRAYS, "views", "poses")
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as file:
+            data = np.load(file, allow_pickle=False)
             if not isinstance(data, np.lib.npyio.NpzFile):
                 raise AlignmentError(f"{path}: expected a .npz of predictions, got a single array")
             arrays = {name: data[name] for name in wanted if name in data.files}

@@ -104,6 +104,11 @@ class IncrementalAligner:
         """Number of predictions kept for the next ``add``."""
         return len(self._links)
 
+    @property
+    def held_views(self) -> int:
+        """Number of keyframes kept: the window, and what its edges reach."""
+        return len(self._views)
+
     def add(self, index: int, edges: Sequence[Edge], *, camera: str, size: Size,
             intrinsics: Intrinsics | None = None) -> AlignmentUpdate:  # fmt: skip
         """Add keyframe ``index`` with its predictions to and from keyframes in the window.
@@ -265,8 +270,8 @@ class IncrementalAligner:
             track.log_focal = float(log_focal)
 
     def _retire(self, fit: Fit | None) -> None:
-        """Freeze the keyframes that leave the window and forget what no longer touches it."""
-        leaving, self._active = self._active[: -self.window - 1], self._active[-self.window - 1 :]
+        """Freeze the keyframes that the next one pushes out of the window; forget what no longer touches it."""
+        leaving, self._active = self._active[: -self.window], self._active[-self.window :]
         for v in leaving:
             view = self._views[v]
             track = self._focals[view.camera]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dust3r_ros.alignment.intrinsics import weighted_median
 from dust3r_ros.alignment.observations import MIN_SAMPLES, SampledEdge
 from dust3r_ros.data import FloatArray
 from dust3r_ros.geometry import procrustes
@@ -101,13 +102,6 @@ def robust_scale(source: FloatArray, target: FloatArray, weight: FloatArray) -> 
     ratio = (source * target).sum(axis=0) / np.maximum((source**2).sum(axis=0), 1e-300)
     use = (weight > 0) & (ratio > 0)
     return weighted_median(ratio[use], weight[use]) if np.count_nonzero(use) >= MIN_SAMPLES else float("nan")
-
-
-def weighted_median(values: FloatArray, weights: FloatArray) -> float:
-    """The value (N,) at which half of the weight is reached."""
-    order = np.argsort(values)
-    total = np.cumsum(weights[order])
-    return float(values[order[np.searchsorted(total, 0.5 * total[-1])]])
 
 
 def robust_similarity(source: FloatArray, target: FloatArray, weight: FloatArray) -> tuple | None:

@@ -83,10 +83,19 @@ def group_focals(
     return FocalGroups(tuple(groups), len(names))
 
 
-def view_focal(points: FloatArray, weight: FloatArray, positions: FloatArray, size: Size, rounds: int = 10) -> float:
+def weighted_median(values: FloatArray, weights: FloatArray) -> float:
+    """The value (N,) at which half of the weight is reached."""
+    order = np.argsort(values)
+    total = np.cumsum(weights[order])
+    return float(values[order[np.searchsorted(total, 0.5 * total[-1])]])
+
+
+def view_focal(points: FloatArray, weight: FloatArray, positions: FloatArray, size: Size) -> float:
     """The focal (units of the longer side) that puts own-frame points (3, G) on their pixels (G, 2); NaN if none does.
 
-    Weiszfeld's iteration for the sum of weighted reprojection distances (DUSt3R, section 3.3).
+    The weighted median over pixels p of ``|p|^2 / (p . slope)``: as robust as the paper's Weiszfeld iteration
+    (DUSt3R, section 3.3) against wrong pixels, also against points close to the camera, whose slopes are huge, and
+    not biased by noise in the slopes.
     """
     use = (weight > 0) & (points[2] > 0)
     if np.count_nonzero(use) < 3:
@@ -94,16 +103,10 @@ def view_focal(points: FloatArray, weight: FloatArray, positions: FloatArray, si
     height, width = size
     pixel = (positions[use] - (width / 2, height / 2)).T / max(size)
     slope = points[:2, use] / points[2, use]
-    confidence = np.sqrt(weight[use])
-    dot_pixel, dot_slope = (pixel * slope).sum(axis=0), (slope**2).sum(axis=0)
-    if not float((confidence * dot_slope).sum()) > 0:
-        return float("nan")
-    w, focal = confidence, 0.0
-    for _ in range(rounds):
-        focal = float((w * dot_pixel).sum() / (w * dot_slope).sum())
-        distance = np.sqrt(((pixel - focal * slope) ** 2).sum(axis=0))
-        w = confidence / np.maximum(distance, 1e-6)
-    return focal if focal > 0 else float("nan")
+    radius2, along = (pixel**2).sum(axis=0), (pixel * slope).sum(axis=0)
+    focals = np.divide(radius2, along, out=np.full_like(along, np.inf), where=along > 0)
+    focal = weighted_median(focals, np.sqrt(weight[use] * radius2))
+    return focal if np.isfinite(focal) and focal > 0 else float("nan")
 
 
 def edge_focal(edge: SampledEdge, positions: FloatArray, size: Size) -> float:

@@ -91,7 +91,7 @@ def test_known_intrinsics_are_honoured_exactly():
 
 
 def test_known_intrinsics_of_one_view_leave_the_others_to_be_estimated():
-    truth, edges = noisy_scene(4)
+    _, edges = noisy_scene(4)
     odd = Intrinsics(31.0, 29.0, 15.0, 13.0, 32, 24)
     scene = align(edges, 4, intrinsics=[None, odd, None, None])
     assert scene.views[1].intrinsics == odd

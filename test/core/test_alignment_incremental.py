@@ -1,0 +1,181 @@
+"""Alignment keyframe by keyframe, against batch alignment and the truth."""
+
+import numpy as np
+import pytest
+from alignment_scenes import changed, compare, make_truth, predict, predict_all, window_pairs
+
+from dust3r_ros.alignment import IncrementalAligner, align
+from dust3r_ros.config import AlignmentConfig
+from dust3r_ros.data import Intrinsics
+from dust3r_ros.errors import AlignmentError
+
+CONFIG = AlignmentConfig(grid=24)
+
+
+def walk(truth, edges, window, *, known=False, watch=None):
+    """Add all views; the newest estimate of each, and the updates. ``watch`` is called after every one."""
+    aligner = IncrementalAligner(CONFIG, window)
+    estimates, updates = {}, []
+    for k in range(truth.views):
+        new = [e for e in edges if max(e.i, e.j) == k]
+        lens = truth.intrinsics[k]
+        update = aligner.add(k, new, camera="left", size=(lens.height, lens.width), intrinsics=lens if known else None)
+        estimates.update({k: update.view, **update.moved})
+        updates.append(update)
+        if watch is not None:
+            watch(aligner, update, k)
+    return estimates, updates
+
+
+def test_exact_predictions_give_the_exact_walk():
+    truth = make_truth(9)
+    estimates, updates = walk(truth, predict_all(truth, window_pairs(9, 3)), 3)
+    assert compare(truth, estimates).worst < 5e-5
+    assert updates[-1].focal_px == pytest.approx(30, rel=1e-5)
+    assert max(updates[-1].edge_residual.values()) < 1e-4
+
+
+def test_the_first_keyframe_waits_for_its_depth():
+    truth = make_truth(2)
+    edges = predict_all(truth, window_pairs(2, 1))
+    estimates, updates = walk(truth, edges, 3)
+    first = updates[0]
+    assert first.view.registered and not first.view.depth.any() and not first.moved
+    assert first.focal_spread_px == pytest.approx(first.focal_px)
+    assert set(updates[1].moved) == {0}
+    np.testing.assert_allclose(updates[1].moved[0].camera_to_world, np.eye(4), atol=1e-12)
+    assert compare(truth, estimates).worst < 5e-5
+    assert np.median(estimates[0].depth) == pytest.approx(1, abs=0.02)
+
+
+def test_a_pair_with_itself_gives_the_first_keyframe_its_depth_at_once():
+    truth = make_truth(1)
+    aligner = IncrementalAligner(CONFIG, 2)
+    update = aligner.add(0, [predict(truth, 0, 0)], camera="left", size=(24, 32))
+    assert update.focal_px == pytest.approx(30, rel=1e-4)
+    ratio = update.view.depth / truth.depths[0]
+    np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-4)
+
+
+def test_noisy_predictions_end_nearly_as_well_as_in_batch():
+    truth = make_truth(12, seed=2)
+    edges = predict_all(truth, window_pairs(12, 3), noise=0.03)
+    estimates, _ = walk(truth, edges, 3)
+    step, batch = compare(truth, estimates), compare(truth, align(edges, 12, CONFIG).views)
+    assert step.centre < max(1.5 * batch.centre, 0.01)
+    assert step.rotation < max(1.5 * batch.rotation, 0.05)
+    assert step.depth < 1.5 * batch.depth
+    assert step.focal < 2e-3
+
+
+def test_the_world_does_not_move_and_only_the_window_is_revised():
+    truth = make_truth(10)
+    edges = predict_all(truth, window_pairs(10, 2), noise=0.02)
+    units = []
+
+    def watch(aligner, update, k):
+        assert all(k - 2 <= v < k for v in update.moved)
+        if k == 1:
+            units.append(update.moved[0].depth)
+        if 0 in update.moved:
+            np.testing.assert_allclose(update.moved[0].camera_to_world, np.eye(4), atol=1e-12)
+            units.append(update.moved[0].depth)
+
+    walk(truth, edges, 2, watch=watch)
+    for depth in units[1:]:
+        assert np.median(depth / units[0]) == pytest.approx(1, abs=0.01)
+
+
+def test_cost_and_memory_do_not_grow():
+    truth = make_truth(30, size=(12, 16), focal=15.0)
+    edges = predict_all(truth, window_pairs(30, 3), noise=0.02)
+    residuals, held, views = [], [], []
+
+    def watch(aligner, update, k):
+        residuals.append(aligner.residuals)
+        held.append(aligner.held_edges)
+        views.append(aligner.held_views)
+
+    walk(truth, edges, 3, watch=watch)
+    for counts in (residuals, held, views):
+        assert len(set(counts[8:])) == 1
+        assert counts[8] == max(counts)
+    assert views[-1] <= 6
+
+
+def test_known_intrinsics_are_honoured_exactly():
+    truth = make_truth(5)
+    odd = [Intrinsics(31.0, 29.5, 15.0, 12.5, 32, 24)] * 5
+    given = type(truth)(truth.poses, truth.depths, odd)
+    estimates, updates = walk(given, predict_all(given, window_pairs(5, 2)), 2, known=True)
+    assert all(estimates[k].intrinsics == odd[0] for k in range(5))
+    assert all(u.focal_spread_px == 0 for u in updates)
+    assert compare(given, estimates).worst < 5e-5
+
+
+def test_two_cameras_have_a_focal_each():
+    a, b = make_truth(8, focal=30.0), make_truth(8, focal=40.0)
+    lenses = [(a if k % 2 == 0 else b).intrinsics[k] for k in range(8)]
+    truth = type(a)(a.poses, a.depths, lenses)
+    aligner = IncrementalAligner(CONFIG, 3)
+    edges = predict_all(truth, window_pairs(8, 3), noise=0.01)
+    for k in range(8):
+        new = [e for e in edges if max(e.i, e.j) == k]
+        update = aligner.add(k, new, camera=f"camera {k % 2}", size=(24, 32))
+        if k > 2:
+            assert update.focal_px == pytest.approx(30 if k % 2 == 0 else 40, rel=3e-3)
+            assert 0 < update.focal_spread_px < 1
+
+
+def test_a_keyframe_that_shares_nothing_is_refused_and_the_walk_goes_on():
+    truth = make_truth(6)
+    edges = predict_all(truth, window_pairs(6, 3))
+    aligner = IncrementalAligner(CONFIG, 3)
+    estimates = {}
+    for k in range(6):
+        new = [e for e in edges if max(e.i, e.j) == k and 3 not in (e.i, e.j)]
+        if k == 3:
+            nothing = np.zeros((24, 32), np.float32)
+            new = [changed(e, conf_i=nothing, conf_j=nothing) for e in edges if max(e.i, e.j) == 3]
+        update = aligner.add(k, new, camera="left", size=(24, 32))
+        assert update.view.registered == (k != 3)
+        if k == 3:
+            assert not update.moved and not update.view.depth.any()
+            continue
+        estimates.update({k: update.view, **update.moved})
+    assert compare(truth, estimates, only=[0, 1, 2, 4, 5]).worst < 5e-5
+
+
+def test_landscape_and_portrait_keyframes_mix():
+    truth = make_truth(5, size=[(24, 32), (32, 24), (24, 32), (32, 24), (24, 32)])
+    estimates, _ = walk(truth, predict_all(truth, window_pairs(5, 2)), 2)
+    assert compare(truth, estimates).worst < 5e-5
+    assert estimates[1].depth.shape == (32, 24)
+
+
+def test_a_wrong_edge_in_the_window_is_outvoted():
+    truth, other = make_truth(8), make_truth(8, seed=99, spacing=-0.7)
+    rng = np.random.default_rng(0)
+    edges = [predict(other if (i, j) in {(5, 3), (4, 2)} else truth, i, j, rng, 0.01) for i, j in window_pairs(8, 3)]
+    estimates, _ = walk(truth, edges, 3)
+    gap = compare(truth, estimates)
+    assert gap.rotation < 0.3 and gap.centre < 0.05
+
+
+def test_wrong_calls_say_what_is_wrong():
+    truth = make_truth(3)
+    edges = predict_all(truth, window_pairs(3, 2))
+    aligner = IncrementalAligner(CONFIG, 2)
+    aligner.add(0, [], camera="left", size=(24, 32))
+    with pytest.raises(ValueError, match="window must be at least 1"):
+        IncrementalAligner(CONFIG, 0)
+    with pytest.raises(ValueError, match="must touch keyframe 1"):
+        aligner.add(1, [e for e in edges if 1 not in (e.i, e.j)], camera="left", size=(24, 32))
+    with pytest.raises(ValueError, match="index must be new, got 0"):
+        aligner.add(0, [], camera="left", size=(24, 32))
+    with pytest.raises(ValueError, match="32x24 pointmaps, got 64x48"):
+        aligner.add(1, [], camera="left", size=(24, 32), intrinsics=Intrinsics.from_focal(60, 64, 48))
+    with pytest.raises(AlignmentError, match="keyframe 1 must be"):
+        aligner.add(1, [e for e in edges if max(e.i, e.j) == 1], camera="left", size=(48, 64))
+    update = aligner.add(1, [e for e in edges if max(e.i, e.j) == 1], camera="left", size=(24, 32))
+    assert update.view.registered
