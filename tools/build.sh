@@ -9,6 +9,9 @@ if [ ! -x .venv/bin/python ]; then
     exit 1
 fi
 DUST3R_ROS_UNDERLAY_ONLY=1 . tools/env.sh
+for name in PYTHONPATH AMENT_PREFIX_PATH CMAKE_PREFIX_PATH LD_LIBRARY_PATH; do # a shell may have what is built here
+    export "$name=$(tr ':' '\n' <<<"${!name:-}" | awk -v own="$PWD/install" 'index($0, own) != 1' | paste -sd :)"
+done
 sources=(CMakeLists.txt package.xml msg srv scripts tools/tf2_msgs tools/build.sh)
 key="$({
     echo "$PWD ${AMENT_PREFIX_PATH:-}"
