@@ -103,9 +103,9 @@ class KeyframeConfig:
 class AlignmentConfig:
     """Global alignment of pairwise pointmaps."""
 
-    grid: int = option(32, "Points sampled along the longer image side for each residual block", minimum=8, maximum=256)
-    outer_iterations: int = option(6, "Alternations of pose and depth refinement", minimum=1, maximum=50)
-    max_steps: int = option(15, "Gauss-Newton steps in each alternation", minimum=1, maximum=200)
+    grid: int = option(32, "Points sampled along the longer image side for the solver", minimum=8, maximum=256)
+    outer_iterations: int = option(6, "Rounds of fitting, each with a fresh noise estimate", minimum=1, maximum=50)
+    max_steps: int = option(15, "Gauss-Newton steps in each round", minimum=1, maximum=200)
     min_confidence: float = option(
         1e-3, "Predictions with less confidence than this fraction of the edge's largest are left out",
         minimum=0.0, maximum=1.0)  # fmt: skip
