@@ -23,7 +23,7 @@ from dust3r_ros.ros import compat
 from dust3r_ros.ros.statistics import Drop, Snapshot
 
 _NS = 1_000_000_000
-_POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("rgb", "<u4"), ("confidence", "<f4")])
+_POINT = np.dtype([(name, "<f4") for name in ("x", "y", "z", "rgb", "confidence")])
 # By PCL's and RViz's convention "rgb" is a float whose four bytes are 0, r, g, b from the highest.
 _FIELDS = [
     PointField(name=name, offset=_POINT.fields[name][1], datatype=PointField.FLOAT32, count=1)  # type: ignore[index]
@@ -101,7 +101,7 @@ def cloud_message(stamp_ns: int, frame_id: str, cloud: PointCloud) -> PointCloud
     points = np.empty(len(cloud), _POINT)
     points["x"], points["y"], points["z"] = cloud.points.T
     colours = cloud.colours.astype(np.uint32)
-    points["rgb"] = (colours[:, 0] << 16) | (colours[:, 1] << 8) | colours[:, 2]
+    points["rgb"] = ((colours[:, 0] << 16) | (colours[:, 1] << 8) | colours[:, 2]).astype("<u4").view("<f4")
     points["confidence"] = cloud.confidence
     return compat.create_cloud(header_of(stamp_ns, frame_id), _FIELDS, points)
 
