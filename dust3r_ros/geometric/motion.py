@@ -13,8 +13,9 @@ from dust3r_ros.geometric.twoview import RelativePose, find_pose, homogeneous, r
 
 TOLERANCE_PX = 1.5
 NOISE_PX = 0.3
-MIN_INLIERS = 20
-MIN_INLIER_SHARE = 0.2
+MIN_INLIERS = 25
+MIN_INLIER_SHARE = 0.35
+SURE_SHARE = 0.7
 ROTATION_PX = 1.0  # of matches, 80 % closer than this under a rotation: no parallax
 ROTATION_SHARE = 0.8
 PLANE_SHARE = 0.95  # of the essential matrix' inliers, explained by a homography
@@ -34,27 +35,46 @@ class Motion:
 
 def find_motion(rays_i: FloatArray, rays_j: FloatArray, pixel: float, seed: int) -> Motion:
     """Motion between two views from matched rays (N, 2); ``pixel`` is one pixel in ray units."""
-    failed = Motion(PairState.FAILED, None, np.zeros(len(rays_i), dtype=bool))
-    found = find_pose(rays_i, rays_j, TOLERANCE_PX * pixel, seed)
-    if found is None:
-        return failed
-    pose, inliers = found
+    pose = _general_pose(rays_i, rays_j, pixel, seed)
+    if pose is None:
+        return _failed(len(rays_i))
+    inliers = _consistent(pose, rays_i, rays_j, pixel)
     rotation, still = fit_rotation(pose.rotation, rays_i, rays_j, pixel)
     enough = max(MIN_INLIERS, MIN_INLIER_SHARE * len(rays_i))
     if np.count_nonzero(inliers | still) < enough:
-        return failed
+        return _failed(len(rays_i))
     if np.count_nonzero(still) >= ROTATION_SHARE * np.count_nonzero(inliers | still):
         return Motion(PairState.ROTATION_ONLY, RelativePose(rotation, pose.translation), still)
-    pose = refine_pose(pose, rays_i[inliers], rays_j[inliers], NOISE_PX * pixel)
-    planes, on_plane = _plane_poses(rays_i[inliers], rays_j[inliers], pixel, seed)
-    state = PairState.GOOD
-    if on_plane >= PLANE_SHARE:
-        state = PairState.PLANAR
-        pose = _best_of([pose, *planes], rays_i[inliers], rays_j[inliers], pixel)
-    inliers = _consistent(pose, rays_i, rays_j, pixel)
     if np.count_nonzero(inliers) < enough:
-        return failed
-    return Motion(state, refine_pose(pose, rays_i[inliers], rays_j[inliers], NOISE_PX * pixel), inliers)
+        return _failed(len(rays_i))
+    planes, on_plane = _plane_poses(rays_i[inliers], rays_j[inliers], pixel, seed)
+    if on_plane < PLANE_SHARE:
+        return Motion(PairState.GOOD, pose, inliers)
+    pose = _best_of([pose, *planes], rays_i[inliers], rays_j[inliers], pixel)
+    return Motion(PairState.PLANAR, pose, _consistent(pose, rays_i, rays_j, pixel))
+
+
+def _failed(count: int) -> Motion:
+    return Motion(PairState.FAILED, None, np.zeros(count, dtype=bool))
+
+
+def _general_pose(rays_i: FloatArray, rays_j: FloatArray, pixel: float, seed: int) -> RelativePose | None:
+    """The refined pose with most consistent matches; where few are, a second estimator gets its chance."""
+    best, most = None, -1
+    for method in (cv2.USAC_MAGSAC, cv2.USAC_ACCURATE):
+        found = find_pose(rays_i, rays_j, TOLERANCE_PX * pixel, seed, method)
+        if found is None:
+            continue
+        pose, inliers = found
+        for _ in range(2):
+            pose = refine_pose(pose, rays_i[inliers], rays_j[inliers], NOISE_PX * pixel)
+            inliers = np.abs(sampson(pose.essential, rays_i, rays_j)) < TOLERANCE_PX * pixel
+        count = int(np.count_nonzero(_consistent(pose, rays_i, rays_j, pixel)))
+        if count > most:
+            best, most = pose, count
+        if most > SURE_SHARE * len(rays_i):
+            break
+    return best
 
 
 def fit_rotation(

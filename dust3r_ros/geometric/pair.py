@@ -17,7 +17,8 @@ from dust3r_ros.geometry import pixel_centres
 
 MAX_DENSE = 3000
 DENSE_WEIGHT = 0.5  # of all dense matches together, relative to the sparse ones
-MIN_COVERED = 0.02
+MIN_COVERED = 0.02  # of the image
+MIN_FILLED = 0.15  # of the convex hull of the sparse matches
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ def solve_pair(
     pose = _refine_densely(motion.pose, flows, grey_i, sparse, k_i, k_j, pixel)
     depth_i = depth_from_flow(pose, k_i, k_j, grey_i, target_pixels(flows.flow_i), flows.error_i)
     depth_j = depth_from_flow(pose.inverse(), k_j, k_i, grey_j, target_pixels(flows.flow_j), flows.error_j)
-    if min((depth_i.confidence > 0).mean(), (depth_j.confidence > 0).mean()) < MIN_COVERED:
+    if not (_is_dense(depth_i, sparse.points_i) and _is_dense(depth_j, sparse.points_j)):
         return PairGeometry(PairState.FAILED, None, _no_depth(k_i), _no_depth(k_j))
     return PairGeometry(motion.state, pose, depth_i, depth_j)
 
@@ -104,6 +105,12 @@ def _good_flow(
     keep = np.flatnonzero(distance < 1.5 * pixel)
     keep = keep[:: max(1, len(keep) // MAX_DENSE)]
     return Matches(source[keep], target[keep])
+
+
+def _is_dense(depth: DepthMap, points: FloatArray) -> bool:
+    """Whether the dense matching bears out the sparse one: false motions have depth almost nowhere."""
+    area = cv2.contourArea(cv2.convexHull(points.astype(np.float32)))
+    return bool(np.count_nonzero(depth.confidence) >= max(MIN_COVERED * depth.depth.size, MIN_FILLED * area))
 
 
 def _no_depth(k: Intrinsics) -> DepthMap:

@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 from dust3r_ros.data import BoolArray, FloatArray
 
 MAX_CANDIDATES = 10_000
+VIRTUAL_FOCAL_PX = 500.0  # OpenCV's robust estimators are tuned for coordinates in pixels, not in focal lengths
 REFINE_STEPS = 10
 
 
@@ -36,9 +37,9 @@ class RelativePose:
 
 
 def find_pose(
-    rays_i: FloatArray, rays_j: FloatArray, tolerance: float, seed: int
+    rays_i: FloatArray, rays_j: FloatArray, tolerance: float, seed: int, method: int = cv2.USAC_MAGSAC
 ) -> tuple[RelativePose, BoolArray] | None:
-    """Essential matrix by MAGSAC (Barath et al., CVPR 2020), decomposed by cheirality.
+    """Essential matrix by MAGSAC (Barath et al., CVPR 2020) or another of OpenCV's methods, decomposed by cheirality.
 
     ``rays_*`` (N, 2) matched; ``tolerance`` is the largest noise of an inlier in ray units. Returns the pose and the
     inliers (N,), or None when there is no consistent motion.
@@ -46,9 +47,11 @@ def find_pose(
     if len(rays_i) < 8:
         return None
     cv2.setRNGSeed(seed)
+    pixels = np.diag([VIRTUAL_FOCAL_PX, VIRTUAL_FOCAL_PX, 1.0])
     essential, mask = cv2.findEssentialMat(
-        rays_i, rays_j, np.eye(3), method=cv2.USAC_MAGSAC, prob=0.9999, threshold=tolerance, maxIters=MAX_CANDIDATES
-    )
+        rays_i * VIRTUAL_FOCAL_PX, rays_j * VIRTUAL_FOCAL_PX, pixels, method=method, prob=0.9999,
+        threshold=tolerance * VIRTUAL_FOCAL_PX, maxIters=MAX_CANDIDATES,
+    )  # fmt: skip
     if essential is None or essential.shape != (3, 3) or mask is None:
         return None
     inliers = mask.ravel().astype(bool)
