@@ -134,8 +134,9 @@ def _node_arguments(source: _Source, options: DemoOptions) -> list[str]:
     arguments = ["--ros-args", "-r", f"{'/image/compressed' if compressed else '/image'}:={source.image.name}"]
     if source.info_topic:
         arguments += ["-r", f"/camera_info:={source.info_topic}"]
-    fixed = (f"image_transport:={'compressed' if compressed else 'raw'}", "image_reliability:=reliable")
-    for parameter in (*fixed, *options.parameters):
+    # A robot wants the newest keyframes; a demo on a slow machine wants all, and waits for them at the end.
+    own = (f"image_transport:={'compressed' if compressed else 'raw'}", "image_reliability:=reliable", "queue_size:=50")
+    for parameter in (*own, *options.parameters):
         arguments += ["-p", parameter]
     return arguments
 
