@@ -205,11 +205,13 @@ class IncrementalAligner:
     def _bootstrap(self, index: int, links: Sequence[_Link]) -> bool:
         """Place the first views that have depth; the very first keyframe alone is the origin."""
         views = [*self._active, index]
-        layout = place_all([link.sampled for link in links], views, self._layout().rays)
+        every = [k for k in (*self._links, *links) if k.sampled.i in views and k.sampled.j in views]
+        layout = place_all([link.sampled for link in every], views, self._layout().rays)
         if all(v in layout.placed for v in views):
+            layout = layout.with_view_at(views[0], self._views[views[0]].placement)
             for v in views:
                 self._views[v].placement = layout.placed[v]
-            self._set_scales(links, layout)
+            self._set_scales(every, layout)
         elif self._active:
             return False
         self._views[index].registered = True
@@ -224,8 +226,9 @@ class IncrementalAligner:
         self._residuals = problem.residuals
         solution = solve(problem, state, self.config, warm=not first_depth)
         fit = Fit(views, tuple(range(len(self._links))), problem, solution.state, solution.noise)
-        if first_depth:
-            fit = fit.in_world_of(self._active[0])
+        if first_depth and not problem.fixed_depth.any():
+            first = self._active[0]
+            fit = fit.in_world_of(first, self._views[first].placement)
         self._take(fit)
         return fit
 

@@ -8,7 +8,7 @@ wrong edge does no harm while there are others.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -43,6 +43,16 @@ class Layout:
         """World points (3, G) of a placed view's sample pixels."""
         p = self.placed[view]
         return p.rotation @ (self.rays[view] * np.exp(p.log_depth)) + p.centre[:, None]
+
+    def with_view_at(self, view: int, pose: Placement) -> Layout:
+        """The same layout, turned and shifted so that ``view`` has the pose of another placement."""
+        origin = self.placed[view]
+        turn = pose.rotation @ origin.rotation.T
+        shift = pose.centre - turn @ origin.centre
+        moved = {
+            v: replace(p, rotation=turn @ p.rotation, centre=turn @ p.centre + shift) for v, p in self.placed.items()
+        }
+        return Layout(self.rays, moved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +162,7 @@ def pose_from_rays(rays: FloatArray, world: FloatArray, weight: FloatArray, roun
 def _first(edge: SampledEdge, rays: FloatArray) -> Placement:
     """The view that starts the world, with its median depth as the unit."""
     if edge.rotation_only:
-        return Placement(np.eye(3), np.zeros(3), np.zeros(rays.shape[1]), np.ones(rays.shape[1]))
+        return Placement(np.eye(3), np.zeros(3), np.zeros(rays.shape[1]), np.zeros(rays.shape[1]))
     depth, known = _own_depth(edge, rays)
     return Placement(np.eye(3), np.zeros(3), np.log(depth / np.median(depth[known > 0])), known)
 

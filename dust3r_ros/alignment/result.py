@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dust3r_ros.alignment.depth import FusedDepth, OwnMap, SeenMap, fuse_depth
+from dust3r_ros.alignment.initialise import Placement
 from dust3r_ros.alignment.linearise import own_errors, seen_errors
 from dust3r_ros.alignment.model import Noise, Problem, State
 from dust3r_ros.alignment.observations import Size, confidence_floor, sample_map
@@ -24,15 +25,16 @@ class Fit:
     state: State
     noise: Noise
 
-    def in_world_of(self, view: int) -> Fit:
-        """The same fit in the frame of one of its views, whose median sampled depth becomes the unit."""
+    def in_world_of(self, view: int, pose: Placement | None = None) -> Fit:
+        """The same fit with ``view``'s median sampled depth as the unit, in its frame or where it has ``pose``."""
         k = self.views.index(view)
         state = self.state
         unit = float(np.median(state.log_depth[k]))
-        back, origin = state.rotation[k].T, state.centre[k]
+        turn = state.rotation[k].T if pose is None else pose.rotation @ state.rotation[k].T
+        centre = (state.centre - state.centre[k]) @ turn.T * np.exp(-unit)
         moved = State(
-            back @ state.rotation,
-            (state.centre - origin) @ back.T * np.exp(-unit),
+            turn @ state.rotation,
+            centre if pose is None else centre + pose.centre,
             state.log_scale + unit,
             state.log_focal,
             [d - unit for d in state.log_depth],

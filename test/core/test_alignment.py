@@ -247,6 +247,18 @@ def test_an_edge_without_parallax_gives_rotation_and_leaves_depth_to_others():
     assert compare(truth, scene.views, only=[0, 1, 2]).depth < EXACT
 
 
+def test_a_camera_that_only_turns_gets_rotations_and_no_depth():
+    truth = make_truth(3)
+    truth.poses[:, :3, 3] = 0
+    flat = type(truth)(truth.poses, [np.full((24, 32), 7.0)] * 3, truth.intrinsics)
+    edges = [predict(flat, i, j, state=PairState.ROTATION_ONLY) for i, j in window_pairs(3, 2)]
+    scene = align(edges, 3, intrinsics=truth.intrinsics)
+    for v in range(3):
+        expected = truth.poses[0, :3, :3].T @ truth.poses[v, :3, :3]
+        np.testing.assert_allclose(scene.views[v].camera_to_world[:3, :3], expected, atol=1e-3)
+        assert scene.views[v].registered and not scene.views[v].depth.any()
+
+
 def test_a_wrong_call_says_what_is_wrong():
     truth = make_truth(2)
     edges = predict_all(truth, [(0, 1), (1, 0)])

@@ -6,7 +6,7 @@ from alignment_scenes import changed, compare, make_truth, predict, predict_all,
 
 from dust3r_ros.alignment import IncrementalAligner, align
 from dust3r_ros.config import AlignmentConfig
-from dust3r_ros.data import Intrinsics
+from dust3r_ros.data import Intrinsics, PairState
 from dust3r_ros.errors import AlignmentError
 
 CONFIG = AlignmentConfig(grid=24)
@@ -144,6 +144,20 @@ def test_a_keyframe_that_shares_nothing_is_refused_and_the_walk_goes_on():
             continue
         estimates.update({k: update.view, **update.moved})
     assert compare(truth, estimates, only=[0, 1, 2, 4, 5]).worst < 5e-5
+
+
+def test_depth_may_begin_after_a_turn_on_the_spot():
+    truth = make_truth(6)
+    truth.poses[:2, :3, 3] = 0
+    flat = type(truth)(truth.poses, [np.full((24, 32), 7.0)] * 6, truth.intrinsics)
+    edges = [
+        predict(flat, i, j, state=PairState.ROTATION_ONLY) if {i, j} == {0, 1} else predict(truth, i, j)
+        for i, j in window_pairs(6, 3)
+    ]
+    estimates, updates = walk(truth, edges, 3)
+    assert updates[1].view.registered and not updates[1].view.depth.any()
+    np.testing.assert_allclose(estimates[0].camera_to_world, np.eye(4), atol=1e-9)
+    assert compare(truth, estimates).worst < 1e-3
 
 
 def test_landscape_and_portrait_keyframes_mix():
