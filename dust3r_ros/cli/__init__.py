@@ -22,6 +22,7 @@ _COMMANDS: tuple[Callable[[Any], None], ...] = (
     align.register,
     ros_commands.register_node,
     ros_commands.register_play,
+    ros_commands.register_record,
     ros_commands.register_demo,
     info.register,
 )

@@ -1,4 +1,4 @@
-"""``dust3r-ros node``, ``play`` and ``demo``: the commands that need ROS."""
+"""``dust3r-ros node``, ``play``, ``record`` and ``demo``: the commands that need ROS."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dust3r_ros.config import ReconstructorConfig, flatten_config
 from dust3r_ros.errors import RosError
 
 _GENERATED = ("dust3r_ros.msg", "dust3r_ros.srv")  # what colcon builds
-_FORWARDED = {"node": "dust3r_ros.ros.node", "play": "dust3r_ros.ros.play"}
+_FORWARDED = {"node": "dust3r_ros.ros.node", "play": "dust3r_ros.ros.play", "record": "dust3r_ros.ros.recorder"}
 
 
 def forwarded(given: Sequence[str]) -> Callable[[], int] | None:
@@ -47,6 +47,11 @@ def register_node(commands: Any) -> None:
 def register_play(commands: Any) -> None:
     """Add ``play``; here only for the list of commands."""
     commands.add_parser("play", help="publish a recording on its topics, with /clock", add_help=False)
+
+
+def register_record(commands: Any) -> None:
+    """Add ``record``; here only for the list of commands."""
+    commands.add_parser("record", help="write the map, path and cameras that a running node publishes", add_help=False)
 
 
 def register_demo(commands: Any) -> None:

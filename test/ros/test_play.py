@@ -50,9 +50,7 @@ def test_another_process_plays_it_unchanged_on_remapped_topics_with_clock(node, 
     node.create_subscription(CompressedImage, "/front/compressed", images.append, reliable(100))
     node.create_subscription(CameraInfo, INFO_TOPIC, infos.append, reliable(100))
     node.create_subscription(PoseStamped, POSE_TOPIC, poses.append, reliable(100))
-    node.create_subscription(
-        Clock, "/clock", lambda m: clock.append(m.clock.sec * 10**9 + m.clock.nanosec), reliable(1000)
-    )
+    node.create_subscription(Clock, "/clock", lambda m: clock.append(nanoseconds(m)), reliable(1000))
     remap = ["--ros-args", "-r", f"{IMAGE_TOPIC}:=/front/compressed"]
     arguments = [str(bag), "--wait", str(PATIENCE_S), "--rate", "2", *remap]
     with Child("dust3r_ros.ros.play", arguments, tmp_path / "play.log", environment) as player:
@@ -67,6 +65,10 @@ def test_another_process_plays_it_unchanged_on_remapped_topics_with_clock(node, 
     assert clock == sorted(clock)
     assert START_NS <= clock[0] < clock[-1] == STAMPS[-1]
     assert len(clock) > 2 * len(STAMPS)
+
+
+def nanoseconds(message: Clock) -> int:
+    return message.clock.sec * 10**9 + message.clock.nanosec
 
 
 def play(node, bag, **options):

@@ -1,5 +1,6 @@
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -43,6 +44,7 @@ def said_ready(one: Child) -> bool:
 
 def test_a_child_is_interrupted_when_its_block_ends(tmp_path: Path, environment: dict[str, str]) -> None:
     with child("waits", tmp_path, environment) as one:
+        one.start()
         wait_for(lambda: said_ready(one))
         one.check_running()
     assert not one.running
@@ -51,6 +53,7 @@ def test_a_child_is_interrupted_when_its_block_ends(tmp_path: Path, environment:
 
 def test_an_error_in_the_block_leaves_no_child_behind(tmp_path: Path, environment: dict[str, str]) -> None:
     with pytest.raises(ZeroDivisionError), child("waits", tmp_path, environment) as one:
+        one.start()
         wait_for(lambda: said_ready(one))
         raise ZeroDivisionError
     assert not one.running
@@ -58,6 +61,7 @@ def test_an_error_in_the_block_leaves_no_child_behind(tmp_path: Path, environmen
 
 def test_a_child_that_does_not_listen_is_killed(tmp_path: Path, environment: dict[str, str]) -> None:
     with child("stubborn", tmp_path, environment, patience_s=0.2) as one:
+        one.start()
         wait_for(lambda: said_ready(one))
         with pytest.raises(RosError, match=r"stubborn did not stop within 0.2 s of SIGINT and was killed"):
             one.stop()
@@ -66,6 +70,7 @@ def test_a_child_that_does_not_listen_is_killed(tmp_path: Path, environment: dic
 
 def test_a_child_that_fails_is_quoted(tmp_path: Path, environment: dict[str, str]) -> None:
     with child("fails", tmp_path, environment) as one:
+        one.start()
         wait_for(lambda: not one.running)
         with pytest.raises(RosError, match=r"fails ended by itself with exit code 3 .*: .*why it failed"):
             one.check_running()
@@ -75,6 +80,7 @@ def test_a_child_that_fails_is_quoted(tmp_path: Path, environment: dict[str, str
 
 def test_a_child_that_ends_well_is_fine(tmp_path: Path, environment: dict[str, str]) -> None:
     with child("ends", tmp_path, environment) as one:
+        one.start()
         wait_for(lambda: not one.running)
         one.check_finished()
         with pytest.raises(RosError, match="ends ended by itself with exit code 0"):
@@ -83,14 +89,15 @@ def test_a_child_that_ends_well_is_fine(tmp_path: Path, environment: dict[str, s
 
 def test_waiting_for_a_child_has_an_end(tmp_path: Path, environment: dict[str, str]) -> None:
     with child("ends", tmp_path, environment) as one:
-        one.wait(20.0)
+        one.start().wait(20.0)
     with child("waits", tmp_path, environment) as one, pytest.raises(RosError, match=r"waits did not end within 0.3 s"):
-        one.wait(0.3)
+        one.start().wait(0.3)
     assert not one.running
 
 
 def test_a_running_child_has_not_finished(tmp_path: Path, environment: dict[str, str]) -> None:
     with child("waits", tmp_path, environment) as one:
+        one.start()
         wait_for(lambda: said_ready(one))
         with pytest.raises(RosError, match="waits still runs"):
             one.check_finished()
@@ -102,6 +109,22 @@ def test_sigterm_becomes_an_interrupt_and_is_restored() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         wait_for(lambda: False)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_interrupt_while_a_child_starts_leaves_none_behind(
+    tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    popen, started = subprocess.Popen, []
+
+    def interrupted(*arguments: object, **options: object) -> object:
+        started.append(popen(*arguments, **options))
+        os.kill(os.getpid(), signal.SIGINT)
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt), child("waits", tmp_path, environment) as one:
+        one.start()
+    assert started[0].poll() is not None
 
 
 def test_in_another_thread_sigterm_is_left_alone() -> None:
