@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import logging
 import re
@@ -57,10 +58,10 @@ def _download_errors() -> tuple[type[Exception], ...]:
     from huggingface_hub.utils import HfHubHTTPError, HFValidationError
 
     errors: tuple[type[Exception], ...] = (OSError, HfHubHTTPError, HFValidationError)
-    if importlib.util.find_spec("httpx"):  # transport of huggingface_hub 1; before it was requests, an OSError
-        import httpx
-
-        errors += (httpx.HTTPError,)
+    # The transport of huggingface_hub 1 is httpx, of 2 httpx2; before it was requests, whose errors are OSErrors.
+    for transport in ("httpx", "httpx2"):
+        if importlib.util.find_spec(transport):
+            errors += (importlib.import_module(transport).HTTPError,)
     return errors
 
 
