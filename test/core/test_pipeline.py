@@ -1,0 +1,168 @@
+"""The whole pipeline after the predictor, on a rendered walk with exact truth."""
+
+import numpy as np
+import pytest
+
+from dust3r_ros.config import ReconstructorConfig, make_config
+from dust3r_ros.data import PairPrediction, PairState, PreparedImage
+from dust3r_ros.errors import AlignmentError
+from dust3r_ros.geometry import procrustes
+from dust3r_ros.pairing import SceneGraph, make_pairs
+from dust3r_ros.pipeline import Reconstructor, SourceImage, reconstruct
+from dust3r_ros.predictor import ImageSize, PairPredictor, PredictorInfo
+from dust3r_ros.training.sequences import RenderedSequence, walk_through_room
+from dust3r_ros.training.truth import TruePredictor
+
+SIZE = ImageSize(112)
+
+
+@pytest.fixture(scope="module")
+def walk() -> RenderedSequence:
+    return walk_through_room(frames=40, width=160, height=120, seed=3, rate_hz=8.0)
+
+
+@pytest.fixture(scope="module")
+def images(walk):
+    return [(frame.image, frame.stamp_ns) for frame in walk]
+
+
+@pytest.fixture(scope="module")
+def truth(walk):
+    return TruePredictor(walk, image_size=SIZE)
+
+
+def ate_percent(walk: RenderedSequence, trajectory: list[tuple[int, np.ndarray]]) -> float:
+    stamps = list(walk.stamps_ns)
+    truth = np.array([walk.camera_to_world[stamps.index(stamp)][:3, 3] for stamp, _ in trajectory])
+    estimate = np.array([pose[:3, 3] for _, pose in trajectory])
+    error = np.linalg.norm(procrustes(estimate, truth).apply(estimate) - truth, axis=1)
+    length = np.linalg.norm(np.diff(truth, axis=0), axis=1).sum()
+    return 100 * float(np.sqrt((error**2).mean())) / length
+
+
+def test_true_pointmaps_give_the_true_path_and_focal(walk, images, truth):
+    reconstructor = Reconstructor(ReconstructorConfig(), truth)
+    updates = [u for image, stamp in images if (u := reconstructor.add(image, stamp)) is not None]
+    assert len(updates) >= 10
+    assert all(u.view.registered for u in updates)
+    assert [stamp for stamp, _ in reconstructor.trajectory()] == [u.keyframe.stamp_ns for u in updates]
+    assert ate_percent(walk, reconstructor.trajectory()) < 0.5
+    assert updates[-1].intrinsics.width == 160
+    assert updates[-1].intrinsics.focal_px == pytest.approx(walk.intrinsics.focal_px, rel=5e-3)
+
+
+def test_the_cloud_lies_on_the_scene(walk, images, truth):
+    reconstructor = Reconstructor(ReconstructorConfig(), truth)
+    for image, stamp in images:
+        reconstructor.add(image, stamp)
+    trajectory = reconstructor.trajectory()
+    stamps = list(walk.stamps_ns)
+    true_poses = np.array([walk.camera_to_world[stamps.index(stamp)] for stamp, _ in trajectory])
+    world = procrustes(np.array([pose[:3, 3] for _, pose in trajectory]), true_poses[:, :3, 3])
+    cloud = reconstructor.map.cloud()
+    points = world.apply(cloud.points.astype(np.float64))
+    seen = np.concatenate([(np.linalg.inv(walk.camera_to_world[0]) @ np.c_[points, np.ones(len(points))].T).T[:, :3]])
+    k = walk.intrinsics
+    front = seen[seen[:, 2] > 0.1]
+    u, v = front[:, 0] / front[:, 2] * k.fx + k.cx, front[:, 1] / front[:, 2] * k.fy + k.cy
+    inside = (u > 0) & (u < k.width) & (v > 0) & (v < k.height)
+    depth = walk.frame(0).depth[v[inside].astype(int), u[inside].astype(int)]
+    on_surface = np.abs(front[inside, 2] / depth - 1) < 0.03
+    behind = front[inside, 2] > 1.03 * depth  # seen by later frames only
+    assert inside.sum() > 1000
+    assert (on_surface | behind).mean() > 0.97
+    assert on_surface.mean() > 0.5
+
+
+def test_all_at_once(walk, images, truth):
+    chosen = images[::4]
+    sources = [SourceImage(str(stamp), lambda image=image: image, stamp_ns=stamp) for image, stamp in chosen]
+    pairs = make_pairs(len(sources), SceneGraph.SLIDING_WINDOW, window=2)
+    result = reconstruct(sources, predictor=truth, pairs=pairs)
+    trajectory = [(stamp, v.camera_to_world) for (_, stamp), v in zip(chosen, result.scene.views)]
+    assert ate_percent(walk, trajectory) < 0.5
+
+
+def test_given_intrinsics_are_used_exactly(walk, images, truth):
+    config = make_config(ReconstructorConfig, {"intrinsics": "given"})
+    reconstructor = Reconstructor(config, truth)
+    updates = [reconstructor.add(image, stamp, intrinsics=walk.intrinsics) for image, stamp in images[:12]]
+    last = [u for u in updates if u is not None][-1]
+    np.testing.assert_allclose(last.intrinsics.matrix(), walk.intrinsics.matrix(), rtol=1e-9)
+    assert last.focal_spread_px == 0
+
+
+def test_standing_still_adds_nothing(walk, images, truth):
+    reconstructor = Reconstructor(ReconstructorConfig(), truth)
+    image, stamp = images[0]
+    assert reconstructor.add(image, stamp) is not None
+    assert all(reconstructor.add(image, stamp + k) is None for k in range(1, 10))
+    assert len(reconstructor.trajectory()) == 1
+
+
+def test_reset_begins_anew(walk, images, truth):
+    reconstructor = Reconstructor(ReconstructorConfig(), truth)
+    for image, stamp in images[:12]:
+        reconstructor.add(image, stamp)
+    first = reconstructor.trajectory()
+    reconstructor.reset()
+    assert reconstructor.trajectory() == []
+    assert len(reconstructor.map.cloud().points) == 0
+    for image, stamp in images[:12]:
+        reconstructor.add(image, stamp)
+    for (stamp, pose), (stamp_again, pose_again) in zip(first, reconstructor.trajectory(), strict=True):
+        assert stamp == stamp_again
+        np.testing.assert_allclose(pose, pose_again, atol=1e-9)
+
+
+class Unreliable(PairPredictor):
+    """The truth, but for frames whose pairs all fail."""
+
+    def __init__(self, truth: TruePredictor, broken: set[int]) -> None:
+        self.truth, self.broken = truth, broken
+
+    @property
+    def info(self) -> PredictorInfo:
+        return self.truth.info
+
+    @property
+    def image_size(self) -> ImageSize:
+        return self.truth.image_size
+
+    def encode(self, image: PreparedImage, camera: str, intrinsics=None):
+        return self.truth.encode(image, camera, intrinsics)
+
+    def predict(self, pairs):
+        return [self._spoil(p) if {a.frame, b.frame} & self.broken else p
+                for (a, b), p in zip(pairs, self.truth.predict(pairs))]  # fmt: skip
+
+    @staticmethod
+    def _spoil(p: PairPrediction) -> PairPrediction:
+        return PairPrediction(p.points_i, 0 * p.conf_i, p.points_j, 0 * p.conf_j, PairState.FAILED)
+
+
+def every_frame(truth: TruePredictor, broken: set[int]) -> Reconstructor:
+    config = make_config(ReconstructorConfig, {"keyframes.every_image": True})
+    return Reconstructor(config, Unreliable(truth, broken))
+
+
+def test_a_keyframe_without_a_pair_is_left_out_and_the_path_goes_on(walk, images, truth, caplog):
+    reconstructor = every_frame(truth, {10, 11})
+    updates = [reconstructor.add(image, stamp) for image, stamp in images[:20:2]]
+    assert [u.view.registered for u in updates] == [k != 5 for k in range(10)]  # frame 10
+    assert "shares nothing with the map" in caplog.text
+    assert len(reconstructor.trajectory()) == 9
+    assert ate_percent(walk, reconstructor.trajectory()) < 0.5
+
+
+def test_a_useless_first_image_does_not_block_the_map(walk, images, truth):
+    reconstructor = every_frame(truth, {0})
+    updates = [reconstructor.add(image, stamp) for image, stamp in images[:12:2]]
+    assert updates[-1].view.registered
+    assert [stamp for stamp, _ in reconstructor.trajectory()] == [stamp for _, stamp in images[2:12:2]]
+
+
+def test_nothing_to_align_is_an_error(walk, images, truth):
+    sources = [SourceImage(str(k), lambda k=k: images[k][0]) for k in (0, 4)]
+    with pytest.raises(AlignmentError):
+        reconstruct(sources, predictor=Unreliable(truth, {0}))
