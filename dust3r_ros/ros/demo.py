@@ -117,10 +117,12 @@ def _run(source: _Source, out: Path, options: DemoOptions, say: Callable[[str], 
     try:
         recorder = Recorder()
         with node:
+            node.start()
             _wait_for_node(node, recorder)
             seconds = min(source.duration_s / source.played.rate, options.play_s)
             say(f"playing {source.played.path} for {seconds:.0f} s in ROS domain {domain}")
             with player:
+                player.start()
                 _follow(player, node, recorder, seconds + START_S)
             _drain(node, recorder, say)
             node.stop()

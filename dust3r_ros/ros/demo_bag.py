@@ -31,7 +31,7 @@ def rendered_bag(folder: Path, say: Callable[[str], None]) -> Path:
     # One thread: rendering is many small steps, and threads that wait for each other only take time from others.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with Child("dust3r_ros.ros.demo_bag", [str(bag)], folder / "render.log", environment) as child:
-        child.wait(RENDER_S)
+        child.start().wait(RENDER_S)
     return bag
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -23,8 +23,8 @@ _QUOTED_LINES = 3
 class Child:
     """A Python module run as a process of its own; a context manager at whose end the process is gone.
 
-    Its output goes to ``log_file``. Leaving the block interrupts it (SIGINT), and kills it when it does not end
-    within ``patience_s``.
+    ``start`` it inside the block, so that no interrupt can come between. Its output goes to ``log_file``. Leaving the
+    block interrupts it (SIGINT), and kills it when it does not end within ``patience_s``.
     """
 
     def __init__(
@@ -43,7 +43,11 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Child:
-        with self.log_file.open("wb") as output:
+        return self
+
+    def start(self) -> Child:
+        """Start it; returns itself. Interrupts wait until the process is known."""
+        with self.log_file.open("wb") as output, _interrupts_deferred():
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self._environment
             )
@@ -88,19 +92,21 @@ class Child:
 
     def _interrupt(self) -> bool:
         process = self._started()
-        process.send_signal(signal.SIGINT)
         try:
+            process.send_signal(signal.SIGINT)
             process.wait(self._patience_s)
         except subprocess.TimeoutExpired:
             log.warning("%s did not stop within %g s: killed", self.name, self._patience_s)
-            process.kill()
-            process.wait()
             return False
+        finally:
+            if process.poll() is None:  # also when we are interrupted while waiting
+                process.kill()
+                process.wait()
         return True
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            raise RuntimeError(f"{self.name} was not started: use it in a with block")
+            raise RuntimeError(f"{self.name} was not started")
         return self._process
 
     def _code(self) -> int | None:
@@ -114,18 +120,36 @@ class Child:
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
     """While in this block SIGTERM raises KeyboardInterrupt, so that children are stopped on the way out."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def interrupt(_: int, __: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    with _handled(interrupt, signal.SIGTERM):
+        yield
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """SIGINT and SIGTERM that come while in this block raise KeyboardInterrupt at its end."""
+    came: list[int] = []
+    with _handled(lambda number, _: came.append(number), signal.SIGINT, signal.SIGTERM):
+        yield
+    if came:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Another signal handler while in this block; only the main thread has any."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def private_environment() -> dict[str, str]:
