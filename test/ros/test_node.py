@@ -61,7 +61,7 @@ class Rig:
         """Run the camera and wait until the node has dealt with all its images."""
         before = self.recorded.status.frames_received
         camera = Child("camera", [topic, ",".join(kinds), *more], self.folder / "camera.log", self.environment)
-        with camera:
+        with camera.start():
             self.wait(lambda: not camera.running)
             camera.check_finished()
         self.wait(lambda: self.recorded.status.frames_received == before + len(kinds) and not self.recorded.in_flight())
@@ -105,7 +105,7 @@ def start(ros: None, environment: dict[str, str], tmp_path_factory: pytest.TempP
 
 
 def running(rig: Rig) -> Iterator[Rig]:
-    with rig.node:
+    with rig.node.start():
         names = [f"{rig.namespace}/dust3r/{output.name}" for output in OUTPUTS]
         rig.wait(lambda: rig.recorded.status is not None and all(map(rig.recorder.count_publishers, names)))
         yield rig
@@ -208,10 +208,12 @@ def test_compressed_images_with_given_intrinsics_on_remapped_topics(start):
 
 def test_interrupted_in_the_middle_of_work_it_ends_well_within_two_seconds(start):
     rig = start(*SMALL[1:], "image_size:=1024")
-    with rig.node:
+    with rig.node.start():
         rig.wait(lambda: rig.recorded.status is not None)
         kinds = ",".join(["rgb8"] * 8)
-        with Child("camera", [f"{rig.namespace}/image", kinds], rig.folder / "camera.log", rig.environment) as camera:
+        with Child(
+            "camera", [f"{rig.namespace}/image", kinds], rig.folder / "camera.log", rig.environment
+        ).start() as camera:
             rig.wait(lambda: not camera.running)
         rig.wait(lambda: rig.recorded.in_flight() > 2)
         began = time.monotonic()
@@ -232,7 +234,7 @@ def test_a_wrong_parameter_is_one_line_and_exit_code_2(environment):
 
 def test_sigterm_ends_it_well_too(start):
     rig = start(*SMALL)
-    with rig.node:
+    with rig.node.start():
         rig.wait(lambda: rig.recorded.status is not None)
         os.kill(rig.node._started().pid, signal.SIGTERM)
         assert spin_until(rig.recorder, lambda: not rig.node.running, PATIENCE_S)

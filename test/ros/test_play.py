@@ -53,7 +53,7 @@ def test_another_process_plays_it_unchanged_on_remapped_topics_with_clock(node, 
     node.create_subscription(Clock, "/clock", lambda m: clock.append(nanoseconds(m)), reliable(1000))
     remap = ["--ros-args", "-r", f"{IMAGE_TOPIC}:=/front/compressed"]
     arguments = [str(bag), "--wait", str(PATIENCE_S), "--rate", "2", *remap]
-    with Child("dust3r_ros.ros.play", arguments, tmp_path / "play.log", environment) as player:
+    with Child("dust3r_ros.ros.play", arguments, tmp_path / "play.log", environment).start() as player:
         assert spin_until(node, lambda: not player.running, PATIENCE_S)
         player.check_finished()
     assert spin_until(node, lambda: len(images) == len(infos) == len(poses) == len(STAMPS), 5.0)
