@@ -38,8 +38,8 @@ _STYLES = ((0.9, 1.9, 35, 15), (0.15, 1.0, 8, 1.5), (0.4, 8.0, 70, 30), (0.3, 2.
 class CameraPairs(TensorFields):
     """N pairs of cameras in each of B scenes.
 
-    ``camera_to_world`` (B, N, 2, 4, 4); ``intrinsics`` (B, N, 2, 4) fx, fy, cx, cy; ``overlap`` (B, N): the lesser share
-    of either view that the other sees; ``motion`` (B, N) int64, a ``Motion``.
+    ``camera_to_world`` (B, N, 2, 4, 4); ``intrinsics`` (B, N, 2, 4) fx, fy, cx, cy; ``overlap`` (B, N): the lesser
+    share of either view that the other sees; ``motion`` (B, N) int64, a ``Motion``.
     """
 
     camera_to_world: Tensor
@@ -152,7 +152,9 @@ def _preview_overlap(scenes: SceneBatch, poses: Tensor, k: Tensor, size: tuple[i
     return lesser, median.amin(-1)
 
 
-def _pair_poses(scenes: SceneBatch, motion: Tensor, baseline: tuple[float, float], generator: torch.Generator) -> Tensor:
+def _pair_poses(
+    scenes: SceneBatch, motion: Tensor, baseline: tuple[float, float], generator: torch.Generator
+) -> Tensor:
     """Candidate poses (B, M, 2, 4, 4)."""
     batch, many = motion.shape
 
@@ -171,7 +173,9 @@ def _pair_poses(scenes: SceneBatch, motion: Tensor, baseline: tuple[float, float
     ahead = _direction(yaw, pitch)
     distance = baseline[0] * (baseline[1] / baseline[0]) ** uniform(0, 1)
     distance = torch.where(motion == Motion.ROTATION, 0.0, distance)
-    step = torch.nn.functional.normalize(torch.randn((batch, many, _TRIES, 3), generator=generator, device=scenes.device), dim=-1)
+    step = torch.nn.functional.normalize(
+        torch.randn((batch, many, _TRIES, 3), generator=generator, device=scenes.device), dim=-1
+    )
     step[..., 2] *= 0.4
     forward = (motion == Motion.WHEELED)[..., None, None] | (uniform(0, 1) < 0.15)[..., None, None]
     step = torch.where(forward, ahead[:, :, None] * step[..., :1].sign() + 0.25 * step, step)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dust3r_ros.training.objects import ObjectLibrary
+from dust3r_ros.training.library import ObjectLibrary
 from dust3r_ros.training.patterns import PATTERNS
 from dust3r_ros.training.shading import Materials
-from dust3r_ros.training.solids import Kind, TensorFields
+from dust3r_ros.training.solids import PLANES, Kind, TensorFields
 from dust3r_ros.training.textures import TextureAtlas
 
 _NAMES = tuple(pattern.__name__ for pattern in PATTERNS)
@@ -78,6 +78,17 @@ class Placed(TensorFields):
     planes: Tensor
     slot: Tensor
 
+    def with_meshes(self, meshes: Placed) -> Placed:
+        """These parts and those of meshes, with materials of their own."""
+        first = int(self.slot.max()) + 1
+        return Placed(
+            torch.cat([self.kind, meshes.kind], 1),
+            torch.cat([self.to_world, meshes.to_world], 1),
+            torch.cat([self.quadric, meshes.quadric], 1),
+            torch.cat([self.planes, meshes.planes], 1),
+            torch.cat([self.slot, meshes.slot + first], 1),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class SurfaceChoice:
@@ -88,8 +99,11 @@ class SurfaceChoice:
     tint: Tensor
     look: Tensor
 
-    def extended(self, placed: Placed, draw: Draw, to_world: Tensor) -> Materials:
-        """Materials of structure and objects; ``to_world`` (B, P, 3, 4) of all solids."""
+    def extended(self, placed: Placed, draw: Draw, kind: Tensor, to_world: Tensor) -> Materials:
+        """Materials of structure and objects; ``kind`` (B, P) and ``to_world`` (B, P, 3, 4) of all solids.
+
+        Textures lie in each solid's own frame, those of triangles in the world's, so that they run on over a mesh.
+        """
         slots = int(placed.slot.max()) + 1
         chosen = _object_surfaces(draw, slots)
 
@@ -99,6 +113,8 @@ class SurfaceChoice:
 
         axes = torch.nn.functional.normalize(to_world[..., :3], dim=2).transpose(-1, -2)
         shift = draw.uniform(-3, 3, to_world.shape[1], 3, 1) - axes @ to_world[..., 3:]
+        flat = (kind == Kind.TRIANGLE)[..., None, None]
+        axes, shift = torch.where(flat, torch.eye(3, device=kind.device), axes), torch.where(flat, 0.0, shift)
         return Materials(
             torch.cat([axes, shift], dim=-1),
             torch.cat([self.layers, of(chosen.layers)], 1),
@@ -117,7 +133,8 @@ def place_objects(draw: Draw, library: ObjectLibrary, half: Tensor, count: int, 
     stretch = draw.uniform(0.8, 1.25, count) * (0.75 if narrow else 1.0)
     extent = library.extent[chosen] * stretch[..., None]
     radius = extent[..., :2].square().sum(-1).sqrt()
-    places, turns = [], []
+    places: list[Tensor] = []
+    turns: list[Tensor] = []
     gaps = torch.full((draw.count, count), -torch.inf, device=draw.device)
     for k in range(count):
         by_wall = narrow or k % 3 != 2
@@ -172,9 +189,33 @@ def _put(
     )
 
 
+def place_meshes(draw: Draw, meshes: Tensor, half: Tensor, height: Tensor, count: int, *, share: float) -> Placed:
+    """``count`` meshes a scene from a library (T, K, 3, 4), each present with probability ``share``.
+
+    They stand on the floor or hang in the air up to ``height`` (B,), within -half..half (B, 2).
+    """
+    chosen = meshes[draw.integers(len(meshes), count)]  # (B, M, K, 3, 4)
+    turn, size = draw.uniform(0, 2 * math.pi, count), draw.uniform(0.6, 1.6, count)
+    c, s, zero = size * turn.cos(), size * turn.sin(), torch.zeros_like(turn)
+    linear = torch.stack([c, -s, zero, s, c, zero, zero, zero, size], -1).unflatten(-1, (3, 3))
+    raised = draw.uniform(0, 1, count) * height[:, None] * (draw.uniform(0, 1, count) < 0.5)
+    place = torch.cat([draw.uniform(-0.85, 0.85, count, 2) * half[:, None], raised[..., None]], -1)
+    to_world = linear[:, :, None] @ chosen
+    to_world[..., 3] += place[:, :, None]
+    present = (draw.uniform(0, 1, count) < share)[..., None].expand(to_world.shape[:3])
+    kind = torch.where(present, int(Kind.TRIANGLE), int(Kind.EMPTY)).flatten(1, 2)
+    unused = to_world.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*kind.shape, PLANES, 4)
+    slot = torch.arange(count, device=draw.device)[:, None].expand(present.shape).flatten(1, 2)
+    return Placed(kind, to_world.flatten(1, 2), to_world.new_ones(*kind.shape, 3), unused, slot)
+
+
 def _object_surfaces(draw: Draw, slots: int) -> SurfaceChoice:
     layers = torch.stack(
-        [draw.layers(_NAMES, (slots,), photographs=0.15), draw.layers(("clouds", "speckle", "weave", "collage"), (slots,))], -1
+        [
+            draw.layers(_NAMES, (slots,), photographs=0.15),
+            draw.layers(("clouds", "speckle", "weave", "collage"), (slots,)),
+        ],
+        -1,
     )
     scale = torch.stack([1 / draw.uniform(0.35, 1.6, slots), 1 / draw.uniform(0.12, 0.5, slots)], -1)
     return SurfaceChoice(layers, scale, _tint(draw, slots), _look(draw, slots, shiny=0.35))

@@ -33,7 +33,7 @@ class Brush:
         return int(torch.randint(low, high + 1, (), generator=self.generator))
 
     def grid(self) -> tuple[Tensor, Tensor]:
-        """x and y of the pixel centres, each (S, S), from 0 to 1."""
+        """X and y of the pixel centres, each (S, S), from 0 to 1."""
         line = (torch.arange(self.size) + 0.5) / self.size
         y, x = torch.meshgrid(line, line, indexing="ij")
         return x, y
@@ -177,7 +177,9 @@ def lettering(brush: Brush) -> Tensor:
         glyphs = brush.size // (6 * cell)
         dots = brush.uniform(0, 1, 7, glyphs, 5) > 0.5
         dots &= (brush.uniform(0, 1, 1, glyphs, 1) > 0.18) & (top + 9 * cell <= brush.size)
-        line = torch.nn.functional.pad(dots, (0, 1)).reshape(7, -1).repeat_interleave(cell, 0).repeat_interleave(cell, 1)
+        line = (
+            torch.nn.functional.pad(dots, (0, 1)).reshape(7, -1).repeat_interleave(cell, 0).repeat_interleave(cell, 1)
+        )
         rows = image[top : top + height][: line.shape[0], : line.shape[1]]
         line = line[: rows.shape[0]]
         rows[line] = brush.colour()

@@ -100,11 +100,13 @@ def _quantised(plane: Tensor, table: Tensor) -> Tensor:
 
 def _blur(images: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur with a standard deviation for each image (N, 1, 1, 1), pixels."""
-    n, c, height, width = images.shape
+    n, c, height, _ = images.shape
     offsets = torch.arange(-_BLUR_REACH, _BLUR_REACH + 1, device=images.device)
     kernel = torch.exp(-0.5 * (offsets / sigma.view(-1, 1).clamp(min=1e-3)) ** 2)
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(c, 0)
-    padded = torch.nn.functional.pad(images, (_BLUR_REACH,) * 4, mode="replicate").reshape(1, n * c, height + 2 * _BLUR_REACH, -1)
+    padded = torch.nn.functional.pad(images, (_BLUR_REACH,) * 4, mode="replicate").reshape(
+        1, n * c, height + 2 * _BLUR_REACH, -1
+    )
     across = torch.nn.functional.conv2d(padded, kernel[:, None, None], groups=n * c)
     return torch.nn.functional.conv2d(across, kernel[:, None, :, None], groups=n * c).reshape(images.shape)
 

@@ -101,7 +101,10 @@ class Caster:
             if not len(at):
                 continue
             uv_to_local = self._uv_to_local.index_select(0, place[at])
-            start = uv_to_local @ torch.cat([corner[at].to(dtype), corner.new_ones((len(at), 1), dtype=dtype)], 1)[..., None]
+            start = (
+                uv_to_local
+                @ torch.cat([corner[at].to(dtype), corner.new_ones((len(at), 1), dtype=dtype)], 1)[..., None]
+            )
             direction = torch.cat([uv_to_local[..., :2], start], dim=2) @ basis
             t = self._first_hit(kind, scene_place[at], self._origin.index_select(0, place[at]), direction)
             _keep_nearest(best, bundle[at], t, shape[at])

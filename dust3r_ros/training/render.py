@@ -89,7 +89,9 @@ def _flatten(scenes: SceneBatch, camera_to_world: Tensor, intrinsics: Tensor) ->
         raise ValueError(f"camera_to_world must be ({batch}, V, 4, 4), got {tuple(camera_to_world.shape)}")
     views = camera_to_world.shape[1]
     if intrinsics.shape not in ((4,), (views, 4), (batch, views, 4)):
-        raise ValueError(f"intrinsics must be (4,), ({views}, 4) or ({batch}, {views}, 4), got {tuple(intrinsics.shape)}")
+        raise ValueError(
+            f"intrinsics must be (4,), ({views}, 4) or ({batch}, {views}, 4), got {tuple(intrinsics.shape)}"
+        )
     scene = torch.arange(batch, device=scenes.device).repeat_interleave(views)
     k = intrinsics.to(scenes.device, torch.float32).expand(batch, views, 4).reshape(-1, 4)
     return Cameras(scene, camera_to_world.to(scenes.device, torch.float32).flatten(0, 1), k)
@@ -126,9 +128,7 @@ def _samples(cameras: Cameras, hits: Hits, rays: Tensor) -> Samples:
     )
 
 
-def _lit(
-    scenes: SceneBatch, cameras: Cameras, caster: Caster, hits: Hits, rays: Tensor, normals: Tensor
-) -> Tensor:
+def _lit(scenes: SceneBatch, cameras: Cameras, caster: Caster, hits: Hits, rays: Tensor, normals: Tensor) -> Tensor:
     """The share of light that arrives (N, H, W)."""
     light = scenes.lighting.position[cameras.scene]
     depth = hits.t.masked_fill(hits.t.isinf(), 0)
@@ -159,7 +159,14 @@ def _mean_of_same(shapes: Tensor, values: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _antialias(
-    cameras: Cameras, caster: Caster, shader: Shader, rgb: Tensor, hits: Hits, normals: Tensor, around: Tensor, lit: Tensor
+    cameras: Cameras,
+    caster: Caster,
+    shader: Shader,
+    rgb: Tensor,
+    hits: Hits,
+    normals: Tensor,
+    around: Tensor,
+    lit: Tensor,
 ) -> Tensor:
     """Replace pixels on borders and creases by the mean of four samples.
 

@@ -1,7 +1,7 @@
 """Random scenes in batches: rooms, corridors and outdoor places, full of things.
 
-The world is z up, metres, with the floor at z = 0. Everything random comes from one generator, so that a seed gives the
-same scenes again on the same kind of device.
+The world is z up, metres, with the floor at z = 0. Everything random comes from one generator: a seed gives the same
+scenes again on the same kind of device.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import torch
 from torch import Tensor
 
 from dust3r_ros.training import objects
-from dust3r_ros.training.furnish import Draw, Placed, place_objects, structure_materials
-from dust3r_ros.training.objects import ObjectLibrary, make_library
+from dust3r_ros.training.furnish import Draw, Placed, place_meshes, place_objects, structure_materials
+from dust3r_ros.training.library import ObjectLibrary, make_library
+from dust3r_ros.training.meshes import make_meshes
 from dust3r_ros.training.shading import Lighting, Materials, fill_light_direction
 from dust3r_ros.training.solids import Kind, Solids, invert_affine
 from dust3r_ros.training.textures import TextureAtlas
 
 FITTINGS = 13  # boxes on walls, floor and ground, or buildings
 OBJECTS = 10
+MESHES = 1
+_MESH_SHARE = 0.4  # of the scenes
 _SUN_DISTANCE = 60.0
 
 
@@ -64,15 +67,13 @@ class SceneBatch:
 
     def select(self, index: Tensor | slice) -> SceneBatch:
         """Some of the scenes, or one more than once."""
-        return SceneBatch(
-            self.solids[index], self.materials[index], self.lighting[index], self.free[index], self.atlas
-        )
+        return SceneBatch(self.solids[index], self.materials[index], self.lighting[index], self.free[index], self.atlas)
 
     def clearance(self, points: Tensor) -> Tensor:
         """Least distance (B, N) in metres from points (B, N, 3) to any surface, never too large.
 
-        Shapes are taken as their bounding boxes; inside one the answer is 0 or less. A room's walls count, as does
-        the border of the free box outdoors.
+        Shapes are taken as their bounding boxes, triangles as spheres around them; inside one the answer is 0 or less.
+        A room's walls count, as does the border of the free box outdoors.
         """
         kind = self.solids.kind
         linear, centre = self.solids.local_to_world[..., :3], self.solids.local_to_world[..., 3]
@@ -82,6 +83,8 @@ class SceneBatch:
         local = torch.einsum("bnpi,bpij->bnpj", offset, axes)
         beyond = local.abs() - half[:, None]
         distance = beyond.clamp(min=0).square().sum(-1).sqrt() + beyond.amax(-1).clamp(max=0)
+        sphere = offset.square().sum(-1).sqrt() - half[:, None, :, :2].sum(-1)
+        distance = torch.where((kind == Kind.TRIANGLE)[:, None], sphere, distance)
         solid = ((kind != Kind.EMPTY) & (kind != Kind.ROOM))[:, None]
         nearest = torch.where(solid, distance, torch.inf).amin(-1)
         border = torch.minimum(points - self.free[:, None, 0], self.free[:, None, 1] - points).amin(-1)
@@ -113,6 +116,7 @@ class SceneSampler:
         device = atlas.texels.device
         self.indoor: ObjectLibrary = make_library(objects.INDOOR, variants, seed).to(device)
         self.outdoor: ObjectLibrary = make_library(objects.OUTDOOR, variants, seed + 1).to(device)
+        self.meshes: Tensor = make_meshes(variants, seed + 2).to(device)
 
     def sample(
         self, kind: SceneKind, count: int, generator: torch.Generator, *, size: tuple[float, float, float] | None = None
@@ -124,14 +128,20 @@ class SceneSampler:
         draw = Draw(generator, self.atlas, count)
         if kind is SceneKind.OUTDOOR:
             return self._outdoor(draw)
-        low, high = ((3.0, 3.0, 2.3), (9.0, 7.0, 3.6)) if kind is SceneKind.ROOM else ((7.0, 1.8, 2.2), (18.0, 3.2, 3.2))
+        low, high = (
+            ((3.0, 3.0, 2.3), (9.0, 7.0, 3.6)) if kind is SceneKind.ROOM else ((7.0, 1.8, 2.2), (18.0, 3.2, 3.2))
+        )
         extent = draw.between(low, high) if size is None else draw.generator_tensor(size).expand(count, 3)
         return self._indoor(draw, extent, kind)
 
     def mixed(self, count: int, generator: torch.Generator) -> SceneBatch:
         """A batch of all kinds: half rooms, a fifth corridors, the rest outdoors, in this order."""
         corridors, outdoors = count // 5, (3 * count) // 10
-        counts = {SceneKind.ROOM: count - corridors - outdoors, SceneKind.CORRIDOR: corridors, SceneKind.OUTDOOR: outdoors}
+        counts = {
+            SceneKind.ROOM: count - corridors - outdoors,
+            SceneKind.CORRIDOR: corridors,
+            SceneKind.OUTDOOR: outdoors,
+        }
         return concatenate([self.sample(kind, n, generator) for kind, n in counts.items() if n])
 
     def _indoor(self, draw: Draw, extent: Tensor, kind: SceneKind) -> SceneBatch:
@@ -140,21 +150,33 @@ class SceneSampler:
         kinds = torch.where(boxes[..., :3].abs().sum((-1, -2)) > 0, Kind.BOX, Kind.EMPTY)
         kinds[:, 0] = Kind.ROOM
         placed = place_objects(draw, self.indoor, half[:, :2], OBJECTS, narrow=kind is SceneKind.CORRIDOR)
+        meshes = place_meshes(draw, self.meshes, half[:, :2], half[:, 2], MESHES, share=_MESH_SHARE)
         free = torch.stack([-half, half], dim=1)
         free[:, 0, 2], free[:, 1, 2] = 0, extent[:, 2]
-        return self._assemble(draw, kinds, boxes, placed, _indoor_light(draw, half), free, indoor=True)
+        return self._assemble(
+            draw, kinds, boxes, placed.with_meshes(meshes), _indoor_light(draw, half), free, indoor=True
+        )
 
     def _outdoor(self, draw: Draw) -> SceneBatch:
         half = draw.between((8.0, 8.0), (16.0, 16.0))
         boxes = _outdoor_boxes(draw, half)
         kinds = torch.where(boxes[..., :3].abs().sum((-1, -2)) > 0, Kind.BOX, Kind.EMPTY)
         placed = place_objects(draw, self.outdoor, half * 0.9, OBJECTS, narrow=False)
+        meshes = place_meshes(draw, self.meshes, half, 0 * half[:, 0] + 2, MESHES, share=_MESH_SHARE)
         low = torch.cat([-half, torch.zeros_like(half[:, :1])], 1)
         free = torch.stack([low, torch.cat([half, torch.full_like(half[:, :1], 8.0)], 1)], dim=1)
-        return self._assemble(draw, kinds, boxes, placed, _outdoor_light(draw), free, indoor=False)
+        return self._assemble(draw, kinds, boxes, placed.with_meshes(meshes), _outdoor_light(draw), free, indoor=False)
 
     def _assemble(
-        self, draw: Draw, kinds: Tensor, boxes: Tensor, placed: Placed, lighting: Lighting, free: Tensor, *, indoor: bool
+        self,
+        draw: Draw,
+        kinds: Tensor,
+        boxes: Tensor,
+        placed: Placed,
+        lighting: Lighting,
+        free: Tensor,
+        *,
+        indoor: bool,
     ) -> SceneBatch:
         structure = structure_materials(draw, boxes, indoor=indoor)
         to_world = torch.cat([boxes, placed.to_world], dim=1)
@@ -166,7 +188,7 @@ class SceneSampler:
             kind, to_world, invert_affine(to_world), torch.cat([blank, placed.quadric], 1),
             torch.cat([unused, placed.planes], 1),
         )  # fmt: skip
-        return SceneBatch(solids, structure.extended(placed, draw, to_world), lighting, free, self.atlas)
+        return SceneBatch(solids, structure.extended(placed, draw, kind, to_world), lighting, free, self.atlas)
 
 
 def _boxes(low: Tensor, high: Tensor) -> Tensor:
@@ -194,7 +216,9 @@ def _indoor_boxes(draw: Draw, half: Tensor) -> Tensor:
 
 def _hung(draw: Draw, half: Tensor, number: int) -> Tensor:
     """A picture, board, window or door on a wall (B, 3, 4)."""
-    axis = (draw.uniform(0, 1) < half[:, 0] / (half[:, 0] + half[:, 1])).long()  # 1: a wall across y, more often if longer
+    axis = (
+        draw.uniform(0, 1) < half[:, 0] / (half[:, 0] + half[:, 1])
+    ).long()  # 1: a wall across y, more often if longer
     rows = torch.arange(len(half), device=half.device)
     along, tall = half[rows, 1 - axis], 2 * half[:, 2]
     width, height = draw.uniform(0.12, 0.55), draw.uniform(0.15, 0.5)
@@ -205,8 +229,12 @@ def _hung(draw: Draw, half: Tensor, number: int) -> Tensor:
         middle = height + draw.uniform(0, 0.08) * tall
     thick = draw.uniform(0.01, 0.04)
     wall = half[rows, axis] * draw.sign()
-    centre = torch.where(axis[:, None] == 1, torch.stack([place, wall, middle], 1), torch.stack([wall, place, middle], 1))
-    size = torch.where(axis[:, None] == 1, torch.stack([width, thick, height], 1), torch.stack([thick, width, height], 1))
+    centre = torch.where(
+        axis[:, None] == 1, torch.stack([place, wall, middle], 1), torch.stack([wall, place, middle], 1)
+    )
+    size = torch.where(
+        axis[:, None] == 1, torch.stack([width, thick, height], 1), torch.stack([thick, width, height], 1)
+    )
     present = (draw.uniform(0, 1) < 0.85).float()[:, None, None]
     return _boxes(centre - size, centre + size) * present
 
@@ -217,7 +245,8 @@ def _outdoor_boxes(draw: Draw, half: Tensor) -> Tensor:
     ground = _boxes(torch.cat([-far, -far, 0 * far - 0.5], 1), torch.cat([far, far, 0 * far], 1))
     wide, offset = draw.uniform(0.8, 2.5), draw.uniform(-2, 2)
     path = _boxes(
-        torch.stack([-far[:, 0], offset - wide, far[:, 0] * 0 - 0.1], 1), torch.stack([far[:, 0], offset + wide, far[:, 0] * 0 + 0.01], 1)
+        torch.stack([-far[:, 0], offset - wide, far[:, 0] * 0 - 0.1], 1),
+        torch.stack([far[:, 0], offset + wide, far[:, 0] * 0 + 0.01], 1),
     )
     buildings = []
     for k in range(FITTINGS - 2):
@@ -253,7 +282,11 @@ def _indoor_light(draw: Draw, half: Tensor) -> Lighting:
 def _outdoor_light(draw: Draw) -> Lighting:
     sun = fill_light_direction(draw.uniform(0, 1), draw.uniform(0.3, 0.95))
     ambient = draw.uniform(0.4, 0.65)[:, None]
-    sky = torch.lerp(draw.uniform(0.5, 0.9)[:, None].expand(-1, 3), ambient.new_tensor([0.25, 0.45, 0.8]), draw.uniform(0, 1)[:, None])
+    sky = torch.lerp(
+        draw.uniform(0.5, 0.9)[:, None].expand(-1, 3),
+        ambient.new_tensor([0.25, 0.45, 0.8]),
+        draw.uniform(0, 1)[:, None],
+    )
     return Lighting(
         sun * _SUN_DISTANCE,
         draw.uniform(0.3, 1.1)[:, None] * draw.between((1.0, 0.92, 0.8), (1.1, 1.0, 1.0)),

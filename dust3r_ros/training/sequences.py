@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dust3r_ros.data import FloatArray, Intrinsics, PosedFrame
 from dust3r_ros.errors import ExportError
@@ -20,7 +21,7 @@ from dust3r_ros.training.textures import make_atlas
 from dust3r_ros.training.trajectories import Carrier, path_length, sample_trajectory
 
 START_NS = 1_700_000_000_000_000_000
-_TEXTURES, _TEXTURE_PX = 48, 512
+_TEXTURES = 48
 _MAX_DEPTH_MM = 65535
 
 
@@ -47,9 +48,7 @@ class RenderedSequence:
         k = self.intrinsics
         views = render(self.scene, self._pose(index), _tensor(k), (k.height, k.width))
         image = (views.rgb[0, 0] * 255 + 0.5).to(torch.uint8).cpu().numpy()
-        return PosedFrame(
-            image, self.stamps_ns[index], k, self.camera_to_world[index], views.depth[0, 0].cpu().numpy()
-        )
+        return PosedFrame(image, self.stamps_ns[index], k, self.camera_to_world[index], views.depth[0, 0].cpu().numpy())
 
     def depth(self, index: int, intrinsics: Intrinsics) -> FloatArray:
         """Exact z-depth (H, W) float32 of one frame's camera, seen with other intrinsics; 0 for sky."""
@@ -67,19 +66,20 @@ class RenderedSequence:
 def walk_through_room(
     frames: int = 150, width: int = 640, height: int = 480, fov_deg: float = 65.0, seed: int = 0, *,
     rate_hz: float = 15.0, speed: float = 0.7, size: tuple[float, float, float] = (6.0, 4.0, 3.0),
-    device: torch.device | str = "cpu",
+    texture_px: int = 512, device: torch.device | str = "cpu",
 ) -> RenderedSequence:  # fmt: skip
     """A hand-held walk of ``frames / rate_hz * speed`` metres through a furnished, textured room.
 
-    ``fov_deg`` is the horizontal field of view; ``speed`` in metres a second; ``size`` length, width, height of the room in
-    metres. The same ``seed`` gives the same room and path. Raises ValueError for what is out of range.
+    ``fov_deg`` is the horizontal field of view; ``speed`` in metres a second; ``size`` length, width and height of the
+    room in metres; ``texture_px``, a power of two, how fine the textures are. The same ``seed`` gives the same room
+    and path. Raises ValueError for what is out of range.
     """
     if not 20 <= fov_deg <= 120:
         raise ValueError(f"fov_deg must be from 20 to 120, got {fov_deg}")
     if frames < 2 or rate_hz <= 0 or speed <= 0:
         raise ValueError(f"frames >= 2, rate_hz > 0 and speed > 0 are needed, got {frames}, {rate_hz}, {speed}")
     generator = torch.Generator().manual_seed(seed)
-    sampler = SceneSampler(make_atlas(_TEXTURES, _TEXTURE_PX, generator), seed=seed)
+    sampler = SceneSampler(make_atlas(_TEXTURES, texture_px, generator), seed=seed)
     room = sampler.sample(SceneKind.ROOM, 1, generator, size=size)
     poses = sample_trajectory(
         room, frames, speed / rate_hz, np.random.default_rng(seed), carrier=Carrier.HANDHELD,
@@ -110,7 +110,7 @@ def write_pack(sequence: RenderedSequence, folder: str | Path, *, every: int = 1
     write_cameras_json(records, folder / "cameras.json", metric=True)
 
 
-def _write_png(path: Path, image: FloatArray) -> None:
+def _write_png(path: Path, image: NDArray[np.unsignedinteger]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(cv2.imencode(".png", image)[1].tobytes())

@@ -12,6 +12,7 @@ from dust3r_ros.training.solids import Solids, TensorFields, local_normal
 from dust3r_ros.training.textures import TextureAtlas
 
 CHUNK = 16384  # points shaded at once on a CPU, so that the work stays in its cache
+_SHOULDER = 0.7
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +84,9 @@ class Shader:
         self._places = solids.kind.shape[1]
         self._to_local = _columns(solids.world_to_local.flatten(2))
         self._surface = _columns(
-            torch.cat([materials.to_texture.flatten(2), materials.tiles_per_metre, materials.tint, materials.look], dim=2)
+            torch.cat(
+                [materials.to_texture.flatten(2), materials.tiles_per_metre, materials.tint, materials.look], dim=2
+            )
         )
         self._layers = _columns(materials.layers)
         self._light = torch.cat(
@@ -100,7 +103,7 @@ class Shader:
         return torch.cat([self._normals(samples.part(part)) for part in _parts(samples)], dim=1)
 
     def shade(self, samples: Samples, normal: Tensor, lit: Tensor, *, trilinear: bool = True) -> Tensor:
-        """Colours (3, N) in [0, 1]; ``normal`` as ``normals`` gives, ``lit`` (N,) the share of the light that arrives."""
+        """Colours (3, N) in [0, 1]; ``normal`` as ``normals`` gives, ``lit`` (N,) the share of light arriving."""
         parts = [self._shade(samples.part(p), normal[:, p], lit[p], trilinear) for p in _parts(samples)]
         return torch.cat(parts, dim=1)
 
@@ -124,7 +127,7 @@ class Shader:
         footprint = samples.t.clamp(max=1e6) * samples.pixel * slant.clamp(min=0.08).rsqrt_()
         albedo = self._albedo(place, surface, point, normal, footprint, trilinear)
         colour = self._reflect(samples.scene, surface, point, normal, view, slant, albedo, lit)
-        return self._with_sky(samples, colour).clamp_(0, 1)
+        return _exposed(self._with_sky(samples, colour))
 
     def _albedo(
         self, place: Tensor, surface: Tensor, point: Tensor, normal: Tensor, footprint: Tensor, trilinear: bool
@@ -182,6 +185,13 @@ class Shader:
         sky = sky + 0.5 * (cloud - 0.4) * (1 - sky)
         glow = _dot(ray, torch.nn.functional.normalize(light[:3], dim=0)).clamp_(min=0).pow(200)
         return colour.index_copy(1, at, sky + glow)
+
+
+def _exposed(light: Tensor) -> Tensor:
+    """Light as a camera records it: linear up to 0.7, then bending towards white."""
+    return torch.where(
+        light < _SHOULDER, light, 1 - (1 - _SHOULDER) * ((_SHOULDER - light) / (1 - _SHOULDER)).exp()
+    ).clamp_(0, 1)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

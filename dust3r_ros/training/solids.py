@@ -101,7 +101,9 @@ def intersect_quadric(origin: Tensor, direction: Tensor, quadric: Tensor) -> tup
     inside_out = a < 0
     missed = discriminant < 0
     near = torch.where(inside_out, slab_near, torch.maximum(first, slab_near))
-    far = torch.where(inside_out, torch.minimum(slab_far, torch.where(missed, torch.inf, first)), torch.minimum(second, slab_far))
+    far = torch.where(
+        inside_out, torch.minimum(slab_far, torch.where(missed, torch.inf, first)), torch.minimum(second, slab_far)
+    )
     near = torch.where(missed & ~inside_out, torch.inf, near)
     other = inside_out & ~missed & ((near > far) | (far + start <= 0))  # the first piece is empty or behind
     near = torch.where(other, torch.maximum(second, slab_near), near)

@@ -12,8 +12,8 @@ from torch import Tensor
 from dust3r_ros.training.patterns import PATTERNS, Brush
 
 # Photographs in scikit-image's wheel that are CC0 or in the public domain, as its documentation says of each:
-# brick, gravel (CC0Textures), grass (linolafett), coffee (R. Michetti), chelsea (S. van der Walt), camera (L. Varshney),
-# retina (M. Haeggstroem): CC0; rocket (SpaceX), hubble_deep_field (NASA, ESA): public domain.
+# brick, gravel (CC0Textures), grass (linolafett), coffee (R. Michetti), chelsea (S. van der Walt), camera
+# (L. Varshney), retina (M. Haeggstroem): CC0; rocket (SpaceX), hubble_deep_field (NASA, ESA): public domain.
 PHOTOGRAPHS = ("brick", "gravel", "grass", "coffee", "chelsea", "camera", "retina", "rocket", "hubble_deep_field")
 
 _RGB = (0, 8, 16)  # where the channels lie in a texel, bits
@@ -117,15 +117,15 @@ def make_atlas(count: int, size: int, generator: torch.Generator, *, photographs
 def pack_atlas(images: Sequence[Tensor], photographs: int = 0) -> TextureAtlas:
     """An atlas of images (S, S, 3) float in [0, 1], S a power of two; the last ``photographs`` are photographs."""
     size = images[0].shape[0]
-    level = torch.stack([image.permute(2, 0, 1) for image in images])
-    level = torch.cat([level, level.mean(1, keepdim=True)], dim=1)
     tables = []
-    while True:
-        tables.append(level.permute(0, 2, 3, 1).reshape(len(images), -1, 4))
-        if level.shape[-1] == 1:
-            break
-        level = torch.nn.functional.avg_pool2d(level, 2)
-    table = (torch.cat(tables, dim=1) * 255 + 0.5).clamp(0, 255).to(torch.uint8).contiguous()
+    for image in images:
+        level = torch.cat([image, image.mean(2, keepdim=True)], dim=2).permute(2, 0, 1)
+        while True:
+            tables.append((level.flatten(1).T * 255 + 0.5).clamp_(0, 255).to(torch.uint8))
+            if level.shape[-1] == 1:
+                break
+            level = torch.nn.functional.avg_pool2d(level, 2)
+    table = torch.cat(tables)
     return TextureAtlas(table.view(torch.int32).reshape(-1), size, photographs)
 
 

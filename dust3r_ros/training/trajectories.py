@@ -28,7 +28,7 @@ class Carrier(Enum):
     """Who moves the camera: heights (m), pitch control (degrees), shake (m, degrees), and whether it looks ahead."""
 
     HANDHELD = (1.2, 1.75, 24.0, 0.004, 0.35, False)
-    WHEELED = (0.35, 0.35, 2.0, 0.001, 0.1, True)
+    WHEELED = (0.5, 0.5, 2.0, 0.001, 0.1, True)
     FLYING = (0.7, 2.6, 25.0, 0.003, 0.3, False)
 
 

@@ -73,7 +73,7 @@ class TruePredictor(PairPredictor[EncodedTruth]):
         best = int(difference.argmin())
         if difference[best] > _MAX_DIFFERENCE:
             raise ValueError(
-                f"the image is not of this sequence: it differs by {difference[best]:.1f} grey levels from the nearest frame"
+                f"the image is not of this sequence: the nearest frame differs by {difference[best]:.1f} grey levels"
             )
         return best
 

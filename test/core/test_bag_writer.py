@@ -19,7 +19,9 @@ def frame(number: int) -> PosedFrame:
     y, x = np.mgrid[0:32, 0:48]
     image = np.stack([x * 5, y * 7, np.full_like(x, 20 * number)], -1).astype(np.uint8)
     rotation = rotation_from_quaternion(np.array([0.1, 0.2 * number, 0.3, 1.0]))
-    return PosedFrame(image, 1_700_000_000_123_456_789 + number * 66_666_667, K, make_pose(rotation, np.array([number, 2.0, 3.0])))
+    return PosedFrame(
+        image, 1_700_000_000_123_456_789 + number * 66_666_667, K, make_pose(rotation, np.array([number, 2.0, 3.0]))
+    )
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])

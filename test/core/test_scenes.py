@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dust3r_ros.training.objects import CONE, CYLINDER, DOME, HOURGLASS, SPHERE, frustum
+from dust3r_ros.training.library import CONE, CYLINDER, DOME, HOURGLASS, SPHERE, frustum
 from dust3r_ros.training.raycast import Cameras, Caster
 from dust3r_ros.training.render import render, render_depth
 from dust3r_ros.training.scenes import SceneKind, SceneSampler, concatenate

@@ -84,7 +84,9 @@ def test_pairs_are_clear_of_surfaces_and_mostly_overlap(sampler, kind):
     assert (pairs.overlap > 0.05).float().mean() > 0.85
     assert 0.5 < (pairs.overlap > 0.3).float().mean() < 0.98
     rotation = pairs.camera_to_world[..., :3, :3]
-    torch.testing.assert_close(rotation @ rotation.transpose(-1, -2), torch.eye(3).expand_as(rotation), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        rotation @ rotation.transpose(-1, -2), torch.eye(3).expand_as(rotation), atol=1e-5, rtol=0
+    )
 
 
 def test_pairs_hold_their_baselines_and_some_only_turn(sampler):
@@ -104,7 +106,14 @@ def test_clearance_is_never_more_than_the_true_distance(sampler):
     low, high = scenes.free[:, None, 0], scenes.free[:, None, 1]
     points = low + torch.rand((4, 20, 3), generator=seeded(2)) * (high - low)
     clear = scenes.clearance(points)
-    poses = torch.cat([look_at(points, points + torch.tensor([math.cos(a), math.sin(a), s])) for a in (0, 1.5, 3, 4.5) for s in (-1.0, 0.5)], 1)
+    poses = torch.cat(
+        [
+            look_at(points, points + torch.tensor([math.cos(a), math.sin(a), s]))
+            for a in (0, 1.5, 3, 4.5)
+            for s in (-1.0, 0.5)
+        ],
+        1,
+    )
     wide = torch.tensor([8.0, 8.0, 16.0, 12.0])
     depth = render_depth(scenes, poses, wide, (24, 32))
     v, u = torch.meshgrid(torch.arange(24) + 0.5, torch.arange(32) + 0.5, indexing="ij")
