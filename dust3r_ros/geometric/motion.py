@@ -9,7 +9,15 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from dust3r_ros.data import BoolArray, FloatArray, PairState
-from dust3r_ros.geometric.twoview import RelativePose, find_pose, homogeneous, refine_pose, sampson, triangulate
+from dust3r_ros.geometric.twoview import (
+    VIRTUAL_FOCAL_PX,
+    RelativePose,
+    find_pose,
+    homogeneous,
+    refine_pose,
+    sampson,
+    triangulate,
+)
 
 TOLERANCE_PX = 1.5
 NOISE_PX = 0.3
@@ -18,6 +26,7 @@ MIN_INLIER_SHARE = 0.35
 SURE_SHARE = 0.7
 ROTATION_PX = 1.0  # of matches, 80 % closer than this under a rotation: no parallax
 ROTATION_SHARE = 0.8
+RELIEF = 0.8  # a motion whose cost is lower by this factor is the better explanation of a near-plane
 PLANE_SHARE = 0.95  # of the essential matrix' inliers, explained by a homography
 
 
@@ -47,10 +56,11 @@ def find_motion(rays_i: FloatArray, rays_j: FloatArray, pixel: float, seed: int)
         return Motion(PairState.ROTATION_ONLY, RelativePose(rotation, pose.translation), still)
     if np.count_nonzero(inliers) < enough:
         return _failed(len(rays_i))
-    planes, on_plane = _plane_poses(rays_i[inliers], rays_j[inliers], pixel, seed)
+    inside_i, inside_j = rays_i[inliers], rays_j[inliers]
+    planes, on_plane = _plane_poses(inside_i, inside_j, pixel, seed)
     if on_plane < PLANE_SHARE:
         return Motion(PairState.GOOD, pose, inliers)
-    pose = _best_of([pose, *planes], rays_i[inliers], rays_j[inliers], pixel)
+    pose = _resolve(pose, planes, inside_i, inside_j, pixel)
     return Motion(PairState.PLANAR, pose, _consistent(pose, rays_i, rays_j, pixel))
 
 
@@ -98,24 +108,50 @@ def _consistent(pose: RelativePose, rays_i: FloatArray, rays_j: FloatArray, pixe
     return near & (depth_i > 0) & (depth_j > 0)
 
 
-def _plane_poses(rays_i: FloatArray, rays_j: FloatArray, pixel: float, seed: int) -> tuple[list[RelativePose], float]:
+@dataclass(frozen=True, eq=False)
+class _PlanePose:
+    pose: RelativePose
+    facing: float  # cosine between the plane's normal and camera i's axis
+
+
+def _plane_poses(
+    rays_i: FloatArray, rays_j: FloatArray, pixel: float, seed: int
+) -> tuple[list[_PlanePose], float]:  # fmt: skip
     """The poses a homography between the rays allows (Malis and Vargas 2007), and the share of matches on the plane."""
     cv2.setRNGSeed(seed)
-    homography, mask = cv2.findHomography(rays_i, rays_j, cv2.USAC_MAGSAC, TOLERANCE_PX * pixel)
+    homography, mask = cv2.findHomography(
+        rays_i * VIRTUAL_FOCAL_PX, rays_j * VIRTUAL_FOCAL_PX, cv2.USAC_MAGSAC, TOLERANCE_PX * pixel * VIRTUAL_FOCAL_PX
+    )
     if homography is None or mask is None:
         return [], 0.0
-    _, rotations, translations, _ = cv2.decomposeHomographyMat(homography, np.eye(3))
+    pixels = np.diag([VIRTUAL_FOCAL_PX, VIRTUAL_FOCAL_PX, 1.0])
+    _, rotations, translations, normals = cv2.decomposeHomographyMat(homography, pixels)
     poses = [
-        RelativePose(np.asarray(r, dtype=np.float64), t.ravel() / np.linalg.norm(t))
-        for r, t in zip(rotations, translations)
+        _PlanePose(RelativePose(np.asarray(r, dtype=np.float64), t.ravel() / np.linalg.norm(t)), abs(float(n[2, 0])))
+        for r, t, n in zip(rotations, translations, normals)
         if np.linalg.norm(t) > 0
     ]
     return poses, float(np.count_nonzero(mask) / len(rays_i))
 
 
-def _best_of(poses: list[RelativePose], rays_i: FloatArray, rays_j: FloatArray, pixel: float) -> RelativePose:
-    """The refined pose that explains most matches; a tie, as a plane allows, goes to the smaller rotation."""
-    refined = [refine_pose(pose, rays_i, rays_j, NOISE_PX * pixel) for pose in poses]
-    counts = np.array([np.count_nonzero(_consistent(pose, rays_i, rays_j, pixel)) for pose in refined])
-    tied = [pose for pose, count in zip(refined, counts) if count >= 0.98 * counts.max()]
-    return min(tied, key=lambda pose: Rotation.from_matrix(pose.rotation).magnitude())
+def _resolve(
+    general: RelativePose, planes: list[_PlanePose], rays_i: FloatArray, rays_j: FloatArray, pixel: float
+) -> RelativePose:
+    """One pose for matches that almost lie on a plane.
+
+    Two motions explain a plane equally well, with its normal and the direction of motion exchanged. What relief there
+    is decides; without any, the plane that faces the camera more is taken, as a wall filling the image does.
+    """
+    refined = [(p.facing, refine_pose(p.pose, rays_i, rays_j, NOISE_PX * pixel)) for p in planes]
+    counts = [np.count_nonzero(_consistent(pose, rays_i, rays_j, pixel)) for _, pose in refined]
+    possible = [r for r, count in zip(refined, counts) if count >= 0.98 * max(counts)]
+    costs = [_cost(pose, rays_i, rays_j, pixel) for _, pose in possible]
+    if not possible or _cost(general, rays_i, rays_j, pixel) < RELIEF * min(costs):
+        return general
+    tied = [r for r, cost in zip(possible, costs) if RELIEF * cost <= min(costs)]
+    return max(tied, key=lambda r: r[0])[1]
+
+
+def _cost(pose: RelativePose, rays_i: FloatArray, rays_j: FloatArray, pixel: float) -> float:
+    residual = sampson(pose.essential, rays_i, rays_j) / (NOISE_PX * pixel)
+    return float(np.log1p(residual**2).sum())

@@ -132,8 +132,12 @@ def test_pure_rotation_is_flagged_and_its_rotation_is_right():
     np.testing.assert_allclose(np.linalg.norm(forward.points_j, axis=-1), 1, rtol=1e-5)
 
 
-def test_plane_is_flagged_and_solved():
-    i, j = shoot(WALL, pose_of((0, 0, 0), (0, 0, 0))), shoot(WALL, pose_of((0, -5, 0), (0.6, 0, 0)))
+@pytest.mark.parametrize(
+    ("rotation_deg", "centre"),
+    [((0, -5, 0), (0.6, 0, 0)), ((3, 0, 4), (0, -0.5, 0.1)), ((0, 6, 0), (-0.5, 0.2, 0)), ((2, 2, 0), (0.1, 0, 0.8))],
+)
+def test_plane_is_flagged_and_solved(rotation_deg, centre):
+    i, j = shoot(WALL, pose_of((0, 0, 0), (0, 0, 0))), shoot(WALL, pose_of(rotation_deg, centre))
     forward, _ = predict_both(i, j)
     assert forward.state is PairState.PLANAR
     assert np.median(depth_error(forward.points_i, forward.conf_i, i.depth)) < 0.05
