@@ -65,10 +65,8 @@ def register_demo(commands: Any) -> None:
     parser.add_argument("bag", type=Path, nargs="?", metavar="BAG", help="rosbag2 folder, .mcap, .db3, or ROS 1 .bag")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="results go here")
     parser.add_argument("--topic", default="", help="image topic (default: the only one)")
-    parser.add_argument(
-        "--rate", type=float, help="recorded seconds a second (default: 1, less for a recording under a minute and a half)"
-    )
-    parser.add_argument("--seconds", type=float, default=100.0, metavar="S", help="play at most this long (default 100)")
+    parser.add_argument("--rate", type=float, help="recorded seconds a second (default: 1, less for a short recording)")
+    parser.add_argument("--seconds", type=float, default=100.0, metavar="S", help="play so long at most (default 100)")
     add_pipeline_options(parser)
     parser.set_defaults(run=run_demo)
 
