@@ -18,7 +18,7 @@ SIZE = ImageSize(112)
 
 @pytest.fixture(scope="module")
 def walk() -> RenderedSequence:
-    return walk_through_room(frames=40, width=160, height=120, seed=3, rate_hz=8.0)
+    return walk_through_room(frames=40, width=160, height=120, seed=3, rate_hz=8.0, texture_px=128)
 
 
 @pytest.fixture(scope="module")
