@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import cv2
@@ -21,6 +23,7 @@ log = logging.getLogger(__name__)
 
 FEATURES = 2000
 RATIO = 0.85
+MAX_THREADS = 4  # pairs solved side by side; OpenCV's seed is one a thread, so the answer does not depend on it
 
 _Key = tuple[int, int]
 
@@ -81,7 +84,9 @@ class GeometricPredictor(PairPredictor[GeometricView]):
         unordered = _unordered(pairs)
         matches = {key: match_features(a.features, b.features, RATIO) for key, (a, b) in unordered.items()}
         self._calibrate(unordered, matches)
-        solved = {key: self._solve(a, b, matches[key]) for key, (a, b) in unordered.items()}
+        with ThreadPoolExecutor(max_workers=min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+            found = {key: pool.submit(self._solve, a, b, matches[key]) for key, (a, b) in unordered.items()}
+        solved = {key: future.result() for key, future in found.items()}
         return [self._directed(i, j, unordered, solved) for i, j in pairs]
 
     def focal(self, camera: str) -> Focal:
