@@ -18,7 +18,7 @@ Encoded = TypeVar("Encoded")
 
 @dataclass(frozen=True)
 class PredictorInfo:
-    """What a user is told about the predictor in use."""
+    """What a user is told about the predictor in use. ``trained`` is False only for a network with random weights."""
 
     name: str
     trained: bool

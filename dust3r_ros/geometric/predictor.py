@@ -63,7 +63,7 @@ class GeometricPredictor(PairPredictor[GeometricView]):
 
     @property
     def info(self) -> PredictorInfo:
-        return PredictorInfo("geometric", trained=False, licence="Apache-2.0", device="cpu")
+        return PredictorInfo("geometric", trained=True, licence="Apache-2.0", device="cpu")
 
     @property
     def image_size(self) -> ImageSize:

@@ -46,7 +46,7 @@ def test_is_a_pair_predictor():
     predictor = GeometricPredictor()
     assert isinstance(predictor, PairPredictor)
     assert predictor.image_size.long_side == 512
-    assert not predictor.info.trained
+    assert predictor.info.trained  # there is nothing that training would add
 
 
 def test_pose_and_depth_of_a_sideways_motion(sideways, sideways_prediction):
