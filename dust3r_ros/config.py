@@ -153,7 +153,10 @@ class NodeConfig:
     image_transport: str = option("raw", "Form of the image topic", choices=("raw", "compressed"))
     image_reliability: str = option(
         "best_effort", "Quality of service of the image topic; best effort receives from every publisher, reliable "
-        "loses nothing but needs a reliable publisher", choices=("best_effort", "reliable"))  # fmt: skip
+        "waits for what got lost but needs a reliable publisher", choices=("best_effort", "reliable"))  # fmt: skip
+    image_history: int = option(
+        5, "Images that may wait for the node while it is busy, the oldest give way; few keep a robot's map current, "
+        "many lose nothing of a recording and cost their memory", minimum=1, maximum=1000)  # fmt: skip
     map_frame: str = option("map", "Frame of the world that the map is in")
     camera_frame: str = option("", "Frame of the camera; empty takes it from the images' headers")
     publish_tf: bool = option(True, "Publish map -> camera on TF")
@@ -161,6 +164,42 @@ class NodeConfig:
     map_period: float = option(1.0, "Shortest time between two maps, seconds", minimum=0.0, live=True)
     map_folder: str = option("~/.ros/dust3r_ros", "Folder that maps are saved in; no service writes outside it")
     reconstructor: ReconstructorConfig = group(ReconstructorConfig, flat=True)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Training of a network. What is 0, auto or empty is chosen by the device, or by whether a network is given."""
+
+    architecture: str = option(
+        "tiny", "Network to train from scratch", choices=("tiny", "small", "224_linear", "512_dpt"))  # fmt: skip
+    checkpoint: str = option("", "Trained network to go on from: a file, a folder or a hub name; empty: from scratch")
+    device: str = option("auto", "Torch device: auto, cpu, cuda, cuda:N")
+    minutes: float = option(0.0, "Time for this call, minutes; 0 trains to the end", minimum=0.0)
+    pairs: int = option(1_000_000, "Pairs of images of the whole run, over all calls", minimum=1)
+    batch: int = option(
+        0, "Pairs in a step at the full image size, more of smaller ones; 0 is 8 on a CPU, 64 on a GPU",
+        minimum=0, maximum=4096)  # fmt: skip
+    learning_rate: float = option(
+        0.0, "Highest learning rate; 0 is 5e-4 from scratch and 2e-5 for a trained network",
+        minimum=0.0, maximum=0.1)  # fmt: skip
+    warm_up: float = option(0.02, "Share of all pairs over which the learning rate rises", minimum=0.001, maximum=0.9)
+    matching: float = option(
+        0.1, "Weight of the correspondence objective for the cross-attention", minimum=0.0, maximum=10.0)  # fmt: skip
+    precision: str = option(
+        "auto", "Precision of the matrix products; auto is bfloat16 where the hardware has it",
+        choices=("auto", "float32", "bfloat16"))  # fmt: skip
+    uses: int = option(4, "Times a rendered pair is used, with new camera flaws each time", minimum=1, maximum=100)
+    pool: int = option(2048, "Rendered pairs kept in memory", minimum=64, maximum=1_000_000)
+    workers: int = option(
+        1, "Processes that render while a CPU trains; 0 renders in the same process, as is done on a GPU",
+        minimum=0, maximum=256)  # fmt: skip
+    textures: int = option(256, "Textures of the rendered scenes", minimum=64, maximum=4096)
+    seed: int = option(0, "Of everything random", minimum=0, maximum=2**31 - 1)
+    assess_pairs: int = option(
+        120, "Held-out pairs that the network is measured on; 0 measures nothing",
+        minimum=0, maximum=100_000)  # fmt: skip
+    assess_minutes: float = option(10.0, "Time between two measurements, minutes", minimum=0.01)
+    save_minutes: float = option(3.0, "Time between two saved states, minutes", minimum=0.01)
 
 
 def options_of(config_class: type) -> dict[str, Option]:

@@ -34,6 +34,10 @@ class RecordingError(Dust3rError):
     """A bag, video or posed image pack cannot be read."""
 
 
+class TrainingError(Dust3rError):
+    """A training run cannot start, go on or be resumed."""
+
+
 class ExportError(Dust3rError):
     """A result cannot be written."""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from dust3r_ros import __version__
-from dust3r_ros.cli import align, evaluate, info, reconstruct, replay, ros_commands
+from dust3r_ros.cli import align, evaluate, info, reconstruct, replay, ros_commands, train
 from dust3r_ros.errors import Dust3rError
 
 MISTAKE = 2
@@ -24,6 +24,7 @@ _COMMANDS: tuple[Callable[[Any], None], ...] = (
     ros_commands.register_play,
     ros_commands.register_record,
     ros_commands.register_demo,
+    train.register,
     info.register,
 )
 

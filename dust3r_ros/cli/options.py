@@ -43,6 +43,19 @@ def add_pipeline_options(parser: argparse.ArgumentParser, *, without: tuple[str,
     add_verbose(parser)
 
 
+def add_options(parser: argparse.ArgumentParser, config_class: type) -> None:
+    """An option for every one of a config class."""
+    for option in options_of(config_class).values():
+        _add(parser, option)
+
+
+def given_options(arguments: argparse.Namespace, config_class: type) -> dict[str, Value]:
+    """Those of a config class that a command line with ``add_options`` names, checked."""
+    options = options_of(config_class).items()
+    given = {name: getattr(arguments, name) for name, _ in options if getattr(arguments, name) is not None}
+    return {name: option.check(given[name]) for name, option in options if name in given}
+
+
 def config_of(arguments: argparse.Namespace) -> ReconstructorConfig:
     """The configuration a command line asks for: the parameter file, then the options, then ``--set``.
 
@@ -92,7 +105,7 @@ def output_folder(path: Path) -> Path:
     return path
 
 
-def _add(group: argparse._ArgumentGroup, option: Option) -> None:
+def _add(group: argparse._ActionsContainer, option: Option) -> None:
     choices = {"choices": option.choices} if option.choices else {"metavar": option.name.upper()}
     shown = f"{option.description} (default {option.default})".replace("%", "%%")
     settings: dict[str, Any] = {"help": shown, "default": None, **choices}

@@ -100,8 +100,9 @@ class Dust3rNetwork(nn.Module):
         if len(tokens_i) != len(tokens_j):
             raise ValueError(f"tokens_i and tokens_j must be as many, got {len(tokens_i)} and {len(tokens_j)}")
         features_i, features_j = self._features(tokens_i, tokens_j, grid_i, grid_j)
-        raw_i = self.downstream_head1(features_i, grid_i).permute(0, 2, 3, 1)
-        raw_j = self.downstream_head2(features_j, grid_j).permute(0, 2, 3, 1)
+        with torch.autocast(self.device.type, enabled=False):
+            raw_i = self.downstream_head1(features_i, grid_i).permute(0, 2, 3, 1)
+            raw_j = self.downstream_head2(features_j, grid_j).permute(0, 2, 3, 1)
         _, low, high = self.config.conf_mode
         return Pointmaps(
             points_from(raw_i[..., :3]),
