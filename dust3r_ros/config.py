@@ -153,7 +153,7 @@ class NodeConfig:
     image_transport: str = option("raw", "Form of the image topic", choices=("raw", "compressed"))
     image_reliability: str = option(
         "best_effort", "Quality of service of the image topic; best effort receives from every publisher, reliable "
-        "waits for what got lost but needs a reliable publisher", choices=("best_effort", "reliable"))  # fmt: skip
+        "has what got lost sent again but needs a reliable publisher", choices=("best_effort", "reliable"))  # fmt: skip
     image_history: int = option(
         5, "Images that may wait for the node while it is busy, the oldest give way; few keep a robot's map current, "
         "many lose nothing of a recording and cost their memory", minimum=1, maximum=1000)  # fmt: skip
@@ -184,7 +184,7 @@ class TrainingConfig:
         minimum=0.0, maximum=0.1)  # fmt: skip
     warm_up: float = option(0.02, "Share of all pairs over which the learning rate rises", minimum=0.001, maximum=0.9)
     matching: float = option(
-        0.1, "Weight of the correspondence objective for the cross-attention", minimum=0.0, maximum=10.0)  # fmt: skip
+        0.3, "Weight of the correspondence objective for the cross-attention", minimum=0.0, maximum=10.0)  # fmt: skip
     precision: str = option(
         "auto", "Precision of the matrix products; auto is bfloat16 where the hardware has it",
         choices=("auto", "float32", "bfloat16"))  # fmt: skip

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _LATCHED = ("/tf_static", "/robot_description", "/map")
 _POLL_S = 0.05
+_UNFETCHED = 100  # messages a topic keeps for reliable readers that are busy
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def _publisher(node: Node, topic: Topic, options: PlayOptions) -> Publisher | No
 def _topic_qos(topic: Topic, options: PlayOptions) -> QoSProfile:
     if topic.name in _LATCHED:
         return _qos(max(topic.count, 1), DurabilityPolicy.TRANSIENT_LOCAL)
-    return _qos(10, best_effort=options.best_effort)
+    return _qos(_UNFETCHED, best_effort=options.best_effort)
 
 
 def _qos(

@@ -49,10 +49,10 @@ def latched() -> QoSProfile:
     )
 
 
-def image_qos(reliability: str) -> QoSProfile:
-    """For image topics: the newest few, ``best_effort`` or ``reliable``."""
+def image_qos(reliability: str, depth: int) -> QoSProfile:
+    """For image topics: the newest ``depth``, ``best_effort`` or ``reliable``."""
     policy = ReliabilityPolicy.RELIABLE if reliability == "reliable" else ReliabilityPolicy.BEST_EFFORT
-    return QoSProfile(depth=5, history=HistoryPolicy.KEEP_LAST, reliability=policy)
+    return QoSProfile(depth=depth, history=HistoryPolicy.KEEP_LAST, reliability=policy)
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,8 @@ def main() -> int:
     rclpy.init(args=[])
     node = rclpy.create_node("camera")
     kind = CompressedImage if arguments.kinds[0] in COMPRESSED else Image
-    images = node.create_publisher(kind, arguments.topic, image_qos("reliable"))
-    infos = node.create_publisher(CameraInfo, arguments.info, image_qos("reliable")) if arguments.info else None
+    images = node.create_publisher(kind, arguments.topic, image_qos("reliable", 100))
+    infos = node.create_publisher(CameraInfo, arguments.info, image_qos("reliable", 100)) if arguments.info else None
     publishers = [images] if infos is None else [images, infos]
     deadline = time.monotonic() + PATIENCE_S
     while not all(publisher.get_subscription_count() for publisher in publishers):

@@ -29,8 +29,8 @@ from dust3r_ros.srv import SaveMap
 
 PATIENCE_S = 120.0
 HERE = Path(__file__).parent
-SMALL = ("image_size:=256", "window:=1", "queue_size:=100", "keyframes.every_image:=true", "map_period:=0.1",
-         "image_reliability:=reliable")  # fmt: skip
+SMALL = ("image_size:=256", "window:=1", "queue_size:=100", "image_history:=100", "keyframes.every_image:=true",
+         "map_period:=0.1", "image_reliability:=reliable")  # fmt: skip
 
 
 @dataclass
