@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -18,13 +20,15 @@ from dust3r_ros.errors import RosError
 log = logging.getLogger(__name__)
 
 _QUOTED_LINES = 3
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Child:
     """A Python module run as a process of its own; a context manager at whose end the process is gone.
 
     ``start`` it inside the block, so that no interrupt can come between. Its output goes to ``log_file``. Leaving the
-    block interrupts it (SIGINT), and kills it when it does not end within ``patience_s``.
+    block interrupts it (SIGINT), and kills it when it does not end within ``patience_s``. On Linux it is interrupted,
+    too, when this process is killed; that holds for the thread that started it.
     """
 
     def __init__(
@@ -38,7 +42,7 @@ class Child:
         self.name = module.rsplit(".", 1)[-1]
         self.log_file = log_file
         self._patience_s = patience_s
-        self._command = [sys.executable, "-u", "-m", module, *arguments]
+        self._command = [sys.executable, "-u", "-m", __name__, str(os.getpid()), module, *arguments]
         self._environment = dict(environment)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -161,3 +165,22 @@ def private_environment() -> dict[str, str]:
     environment.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
     environment.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     return environment
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """What a child runs: PARENT MODULE ARGUMENTS... becomes the module, interrupted when the parent dies."""
+    parent, module, *arguments = sys.argv[1:] if argv is None else argv
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0)
+    if os.getppid() != int(parent):  # it died before that
+        return 1
+    sys.argv[1:] = arguments
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except KeyboardInterrupt:  # while it was still importing
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
