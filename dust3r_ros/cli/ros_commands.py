@@ -66,7 +66,9 @@ def register_demo(commands: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="results go here")
     parser.add_argument("--topic", default="", help="image topic (default: the only one)")
     parser.add_argument("--rate", type=float, help="recorded seconds a second (default: 1, less for a short recording)")
-    parser.add_argument("--seconds", type=float, default=100.0, metavar="S", help="play so long at most (default 100)")
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help="play so long at most (default: what ends within three minutes)"
+    )
     add_pipeline_options(parser)
     parser.set_defaults(run=run_demo)
 

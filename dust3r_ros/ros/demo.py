@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import rclpy
+from rclpy.context import Context
 from rclpy.signals import SignalHandlerOptions
 
 from dust3r_ros.errors import RecordingError, RosError
@@ -24,7 +25,10 @@ log = logging.getLogger(__name__)
 START_S = 60.0  # for the node to load its model and be found
 DRAIN_S = 60.0  # for the node to finish the keyframes it still has
 IDLE_S = 2.0
-USUAL_PLAY_S, SLOWEST = 90.0, 0.25
+TOTAL_S = 165.0  # rendering, starting, playing and finishing; drawing comes after
+SPARE_S = 10.0  # of that for finishing, at least
+USUAL_PLAY_S, SLOWEST = 75.0, 0.25
+HISTORY = 100  # images that may wait for the node: a recording must not lose any
 
 
 @dataclass(frozen=True)
@@ -32,17 +36,18 @@ class DemoOptions:
     """How the demo runs.
 
     ``rate`` recorded seconds are played in one, by default as fast as they were recorded, but a short recording so
-    slowly that it lasts a minute and a half, which a processor can follow. Of a long one ``play_s`` seconds are played.
-    ``image_topic`` chooses one when the recording has several; ``parameters`` (``name:=value``) go to the node.
+    slowly that it lasts 75 s, which a processor can follow. Of a long one ``play_s`` seconds are played, by default as
+    many as let the demo end within three minutes. ``image_topic`` chooses one when the recording has several;
+    ``parameters`` (``name:=value``) go to the node.
     """
 
     rate: float | None = None
-    play_s: float = 100.0
+    play_s: float | None = None
     image_topic: str = ""
     parameters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not ((self.rate is None or self.rate > 0) and self.play_s > 0):
+        if not ((self.rate is None or self.rate > 0) and (self.play_s is None or self.play_s > 0)):
             raise RosError(f"rate and play time must be positive, got {self.rate} and {self.play_s}")
 
     def rate_for(self, duration_s: float) -> float:
@@ -77,7 +82,7 @@ def run_demo(
     out.mkdir(parents=True, exist_ok=True)
     with terminated_as_interrupted():
         source = _examine(bag if bag is not None else rendered_bag(out, say), options)
-        recorded = _run(source, out, options, say)
+        recorded = _run(source, out, options, say, started + TOTAL_S)
     say("drawing")
     return conclude(source.played, recorded, out, time.monotonic() - started)
 
@@ -108,26 +113,31 @@ def _info_topic(recording: Recording, image: Topic) -> str:
     return ""
 
 
-def _run(source: _Source, out: Path, options: DemoOptions, say: Callable[[str], None]) -> Recorded:
+def _run(source: _Source, out: Path, options: DemoOptions, say: Callable[[str], None], end: float) -> Recorded:
+    """``end`` is time.monotonic() by which all should be over, unless ``play_s`` says otherwise."""
     environment = private_environment()
     domain = int(environment["ROS_DOMAIN_ID"])
     node = Child("dust3r_ros.ros.node", _node_arguments(source, options), out / "node.log", environment)
-    player = Child("dust3r_ros.ros.play", _player_arguments(source, options), out / "player.log", environment)
-    rclpy.init(args=["dust3r_demo"], domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
+    context = Context()  # of its own: the caller may be a node too
+    rclpy.init(args=["dust3r_demo"], context=context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
     try:
-        recorder = Recorder()
+        recorder = Recorder(context=context)
         with node:
             node.start()
             _wait_for_node(node, recorder)
-            seconds = min(source.duration_s / source.played.rate, options.play_s)
+            limit_s = options.play_s or max(end - time.monotonic() - SPARE_S, SPARE_S)
+            seconds = min(source.duration_s / source.played.rate, limit_s)
             say(f"playing {source.played.path} for {seconds:.0f} s in ROS domain {domain}")
-            with player:
+            arguments = _player_arguments(source, limit_s)
+            with Child("dust3r_ros.ros.play", arguments, out / "player.log", environment) as player:
                 player.start()
                 _follow(player, node, recorder, seconds + START_S)
-            _drain(node, recorder, say)
+            left_s = DRAIN_S if options.play_s else max(end - time.monotonic(), SPARE_S)
+            _drain(node, recorder, say, min(left_s, DRAIN_S))
             node.stop()
+        recorder.destroy_node()
     finally:
-        rclpy.try_shutdown()
+        rclpy.try_shutdown(context=context)
     return recorder.recorded
 
 
@@ -137,15 +147,16 @@ def _node_arguments(source: _Source, options: DemoOptions) -> list[str]:
     if source.info_topic:
         arguments += ["-r", f"/camera_info:={source.info_topic}"]
     # A robot wants the newest keyframes; a demo on a slow machine wants all, and waits for them at the end.
-    own = (f"image_transport:={'compressed' if compressed else 'raw'}", "image_reliability:=reliable", "queue_size:=50")
+    transport = f"image_transport:={'compressed' if compressed else 'raw'}"
+    own = (transport, "image_reliability:=reliable", f"image_history:={HISTORY}", "queue_size:=50")
     for parameter in (*own, *options.parameters):
         arguments += ["-p", parameter]
     return arguments
 
 
-def _player_arguments(source: _Source, options: DemoOptions) -> list[str]:
+def _player_arguments(source: _Source, limit_s: float) -> list[str]:
     topics = [source.image.name, *([source.info_topic] if source.info_topic else [])]
-    recorded_s = options.play_s * source.played.rate
+    recorded_s = limit_s * source.played.rate
     return [
         str(source.played.path), "--rate", str(source.played.rate), "--duration", str(recorded_s), "--clock", "0",
         "--wait", str(START_S), "--topics", *topics,
@@ -171,7 +182,7 @@ def _follow(player: Child, node: Child, recorder: Recorder, limit_s: float) -> N
     player.check_finished()
 
 
-def _drain(node: Child, recorder: Recorder, say: Callable[[str], None]) -> None:
+def _drain(node: Child, recorder: Recorder, say: Callable[[str], None], limit_s: float) -> None:
     """Wait until the node has worked off what it received and its last path and map have arrived."""
     recorded = recorder.recorded
 
@@ -181,9 +192,9 @@ def _drain(node: Child, recorder: Recorder, say: Callable[[str], None]) -> None:
         complete = recorded.cloud_stamp_ns >= newest and (not recorded.path or recorded.path[-1][0] >= newest)
         return recorded.idle_for_s() >= IDLE_S and complete
 
-    if not spin_until(recorder, done, DRAIN_S):
+    if not spin_until(recorder, done, limit_s):
         if recorded.status is None or not recorded.status.frames_received:
             raise RosError(f"the node received no image (see {node.log_file})")
-        say(f"the node was still busy {DRAIN_S:g} s after the last image: showing what is there")
+        say(f"the node was still busy {limit_s:.0f} s after the last image: showing what is there")
     if not recorded.path or not len(recorded.cloud):
         raise RosError(f"no map was received: no two images could be brought together (see {node.log_file})")

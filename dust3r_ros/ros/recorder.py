@@ -15,7 +15,7 @@ import numpy as np
 import rclpy
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Path as PathMessage
-from rclpy.executors import ExternalShutdownException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
@@ -143,11 +143,16 @@ class Recorder(Node):
 def spin_until(node: Node, condition: Callable[[], bool], timeout_s: float) -> bool:
     """Handle a node's callbacks until a condition holds; False when it did not within ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline or not rclpy.ok(context=node.context):
-            return False
-        rclpy.spin_once(node, timeout_sec=0.05)
-    return True
+    executor = SingleThreadedExecutor(context=node.context)
+    executor.add_node(node)
+    try:
+        while not condition():
+            if time.monotonic() > deadline or not rclpy.ok(context=node.context):
+                return False
+            executor.spin_once(timeout_sec=0.05)
+        return True
+    finally:
+        executor.shutdown()
 
 
 def write_recorded(recorded: Recorded, folder: Path) -> list[Path]:
