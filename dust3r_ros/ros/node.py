@@ -64,7 +64,8 @@ class Dust3rNode(Node):
         super().__init__(_NAME, **node_options)
         self._live = LiveParameters(self, declare_config(self), self._reconfigure)
         config = self.config
-        self._reconstructor = Reconstructor(config.reconstructor)
+        with forwarded_logs(self.get_logger()):  # the licence of the weights is said while they are loaded
+            self._reconstructor = Reconstructor(config.reconstructor)
         self._counting = threading.Lock()  # an image is counted and queued in the callback, a reset runs in the worker
         self._statistics = Statistics()
         self._paused = False
@@ -95,7 +96,7 @@ class Dust3rNode(Node):
         return self._worker.stop(_STOP_S)
 
     def _subscribe(self) -> None:
-        qos = image_qos(self.config.image_reliability)
+        qos = image_qos(self.config.image_reliability, self.config.image_history)
         topic = self.resolve_topic_name("image")
         if self.config.image_transport == "compressed":  # named as image_transport does, below the base topic
             kind, to_rgb, topic = CompressedImage, compressed_to_rgb, f"{topic}/compressed"
@@ -103,7 +104,7 @@ class Dust3rNode(Node):
             kind, to_rgb = Image, compat.rgb_of
         images = self.create_subscription(kind, topic, lambda message: self._on_image(message, to_rgb), qos)
         if self.config.reconstructor.intrinsics == "given":
-            self.create_subscription(CameraInfo, "camera_info", self._on_camera_info, image_qos("best_effort"))
+            self.create_subscription(CameraInfo, "camera_info", self._on_camera_info, image_qos("best_effort", 5))
         info = self._reconstructor.info
         self.get_logger().info(f"waiting for images on {images.topic_name}; model {info.name} on {info.device}")
 
@@ -206,7 +207,8 @@ class Dust3rNode(Node):
         self._map_points = len(self._reconstructor.map)
         if update.view.registered:
             self._newest_stamp_ns = frame.stamp_ns
-            camera_frame = self.config.camera_frame or frame.frame_id or "camera"
+            # Frames of ROS 1 recordings begin with a slash, which tf2 does not look up.
+            camera_frame = self.config.camera_frame or frame.frame_id.lstrip("/") or "camera"
             self._outputs.keyframe(update, camera_frame, self.config.reconstructor.map)
         self._statistics.finished(update, frame.arrived)
         self._publish_status()
