@@ -18,6 +18,7 @@ LEVELS = [
     {"evaluation", "training", "viewer"},
     {"ros"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 ROS_PACKAGES = {
