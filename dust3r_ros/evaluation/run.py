@@ -228,9 +228,16 @@ def draw_result(
     """The picture of a reconstruction with views; ``truth`` (M, 4, 4) are true poses in its world."""
     views = [view for view in result.views if view.estimate.depth.size]
     chosen = sorted({round(place) for place in np.linspace(0, len(views) - 1, _DEPTHS_DRAWN)}) if views else []
+    begin_ns = result.views[0].stamp_ns if result.views else 0
     depths = [
-        figure.DepthView(Path(view.name).name, np.where(view.estimate.confidence > 0, view.estimate.depth, 0.0))
+        figure.DepthView(_depth_title(view, begin_ns), np.where(view.estimate.confidence > 0, view.estimate.depth, 0.0))
         for view in (views[place] for place in chosen)
     ]
     what = figure.Reconstruction(result.cloud, result.poses(), depths, truth)
     figure.draw_reconstruction(what, path, title=title, caption=caption)
+
+
+def _depth_title(view: PosedView, begin_ns: int) -> str:
+    """The image's file; for one of a recording, which has only a stamp, the time since the first view."""
+    name = Path(view.name).name
+    return f"{1e-9 * (view.stamp_ns - begin_ns):.1f} s" if name == str(view.stamp_ns) else name

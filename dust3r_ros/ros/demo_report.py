@@ -49,11 +49,7 @@ class DemoResult:
         dropped = f"{status.dropped_queue_full} skipped while busy, {status.dropped_failed} not placed"
         return [
             ("recording", f"{self.played.path}, played at {self.played.rate:.2g} times its speed"),
-            (
-                "model",
-                f"{status.model} on {status.device}"
-                + ("" if status.trained or status.model == "geometric" else " (untrained)"),
-            ),
+            ("model", f"{status.model} on {status.device}{'' if status.trained else ' (not trained)'}"),
             ("frames received", f"{status.frames_received} of {self.played.frames}"),
             ("keyframes", f"{status.keyframes} ({dropped})"),
             ("rate", f"{_rate(recorded):.1f} keyframes/s, latency {status.latency_ms:.0f} ms"),
