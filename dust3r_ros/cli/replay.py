@@ -47,10 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     damage: RecordingError | None = None
     with open_recording(arguments.bag) as recording:
         topic = recording.choose_image_topic(arguments.topic)
-        if config.intrinsics == "given" and next(recording.frames(topic.name)).intrinsics is None:
-            raise RecordingError(
-                f"{arguments.bag} has no camera info that fits {topic.name}: --intrinsics given needs it"
-            )
+        if config.intrinsics == "given":
+            _require_intrinsics(recording, topic.name)
         out = output_folder(arguments.out)
         replayed = IncrementalRun(Reconstructor(config, load_predictor(config)), keep=_KEPT_VIEWS)
         with progress_bars() as bars:
