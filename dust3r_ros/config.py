@@ -200,6 +200,9 @@ class TrainingConfig:
         minimum=0, maximum=100_000)  # fmt: skip
     assess_minutes: float = option(10.0, "Time between two measurements, minutes", minimum=0.01)
     save_minutes: float = option(3.0, "Time between two saved states, minutes", minimum=0.01)
+    state: str = option(
+        "full", "What is saved to go on from; small is an eighth as large and the optimiser begins anew",
+        choices=("full", "small"))  # fmt: skip
 
 
 def options_of(config_class: type) -> dict[str, Option]:

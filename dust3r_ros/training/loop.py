@@ -125,7 +125,7 @@ class Run:
     def save(self) -> None:
         """The state, and the averaged weights as a checkpoint that ``load_model`` reads."""
         options = {name: value for name, value in flatten_config(self.config).items() if name not in OF_THIS_CALL}
-        save_run(self.folder / STATE, self.learner, options, self.progress)
+        save_run(self.folder / STATE, self.learner, options, self.progress, small=self.config.state == "small")
         name = self.config.architecture if not self.config.checkpoint else "fine-tuned"
         origin = self.learner.model.source
         licence = origin.licence if self.config.checkpoint else _LICENCE

@@ -25,7 +25,8 @@ BETAS = (0.9, 0.95)
 @dataclass(frozen=True)
 class StepSettings:
     """``matching`` weighs the correspondence objective; ``ema_pairs`` is after how many pairs a
-    weight counts half in the averaged weights.
+    weight counts half in the averaged weights; ``ramp_steps`` after the optimiser began anew the full rate is reached,
+    as its estimates of the gradients are poor until then.
     """
 
     weight_decay: float = 0.05
@@ -34,6 +35,7 @@ class StepSettings:
     matching: float = 0.1
     mask_ratio: float = 0.9
     ema_pairs: int = 20_000
+    ramp_steps: int = 100
     bfloat16: bool = False
 
 
@@ -68,6 +70,7 @@ class Learner:
         self.settings = settings
         self.generator = generator  # on the model's device
         self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.optimiser_steps = 0  # since the optimiser began
         self.optimiser = self._make_optimiser()
         self._completion = Completion(model, self.head)
         self._probe = AttentionProbe(model)
@@ -94,6 +97,7 @@ class Learner:
 
     def restart_optimiser(self) -> None:
         """Forget the moments: a new task begins."""
+        self.optimiser_steps = 0
         self.optimiser = self._make_optimiser()
 
     def averaged(self) -> Dust3rNetwork:
@@ -140,8 +144,9 @@ class Learner:
         norm = float(nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm))
         if norm < float("inf"):  # false for NaN too
             for group in self.optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * min(1.0, (self.optimiser_steps + 1) / self.settings.ramp_steps)
             self.optimiser.step()
+            self.optimiser_steps += 1
             self._follow(pairs, seen)
         self.optimiser.zero_grad(set_to_none=True)
         return norm

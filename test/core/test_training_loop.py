@@ -146,6 +146,25 @@ def test_a_restored_learner_takes_the_same_step(tmp_path):
     assert all(torch.equal(value, two.average[name]) for name, value in one.average.items())
 
 
+def test_a_small_state_goes_on_from_the_averaged_weights(tmp_path):
+    from training_pairs import walls
+
+    from dust3r_ros.training.stages import Task
+
+    one, files = learner(), [tmp_path / "full.safetensors", tmp_path / "small.safetensors"]
+    one.step(walls(2), Task.REGRESS, 1e-3, 0)
+    for file in files:
+        save_run(file, one, {}, Progress(pairs=2, steps=1), small=file.stem == "small")
+    assert files[1].stat().st_size < files[0].stat().st_size / 6
+    two = learner(seed=1)
+    restore(two, read_run(files[1]))
+    assert two.optimiser_steps == 0
+    for name, value in two.model.state_dict().items():
+        torch.testing.assert_close(value, one.average[name], atol=1e-3, rtol=1e-3)
+        assert torch.equal(value, two.average[name])
+    assert two.step(walls(2), Task.REGRESS, 1e-3, 2).gradient < float("inf")
+
+
 def test_a_state_of_another_network_is_refused(tmp_path):
     save_run(tmp_path / "state.safetensors", learner(), {}, Progress())
     wide = NetworkConfig(

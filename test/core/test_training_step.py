@@ -15,7 +15,7 @@ from dust3r_ros.training.step import Learner, StepSettings
 def learner(settings: StepSettings | None = None, seed: int = 0) -> Learner:
     torch.manual_seed(seed)
     model = initialised(Dust3rNetwork(MICRO), torch.Generator().manual_seed(seed))
-    return Learner(model, settings or StepSettings(), torch.Generator().manual_seed(seed))
+    return Learner(model, settings or StepSettings(ramp_steps=1), torch.Generator().manual_seed(seed))
 
 
 def weights(one: Learner) -> list[torch.Tensor]:
@@ -24,7 +24,7 @@ def weights(one: Learner) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(("task", "bfloat16"), [(Task.COMPLETE, True), (Task.REGRESS, True), (Task.REGRESS, False)])
 def test_steps_on_the_same_walls_lower_the_error(task, bfloat16):
-    one = learner(StepSettings(bfloat16=bfloat16, mask_ratio=0.5))
+    one = learner(StepSettings(ramp_steps=1, bfloat16=bfloat16, mask_ratio=0.5))
     errors = []
     for number in range(30):
         batch = walls(4, move=(4.0 * 14 / 84, 0.0, 0.0), seed=0)
@@ -33,13 +33,13 @@ def test_steps_on_the_same_walls_lower_the_error(task, bfloat16):
 
 
 def test_the_correspondence_objective_teaches_the_cross_attention():
-    one = learner(StepSettings(matching=1.0))
+    one = learner(StepSettings(ramp_steps=1, matching=1.0))
     found = [one.step(walls(8, move=(4.0 * 14 / 84, 0, 0), seed=n), Task.REGRESS, 3e-3, 8 * n) for n in range(40)]
     assert sum(r.matching for r in found[-5:]) < 0.7 * sum(r.matching for r in found[:5])
 
 
 def test_without_its_weight_it_is_measured_and_not_learned():
-    one, two = learner(StepSettings(matching=0.0)), learner(StepSettings(matching=1.0))
+    one, two = learner(StepSettings(ramp_steps=1, matching=0.0)), learner(StepSettings(ramp_steps=1, matching=1.0))
     batch = walls(2, move=(4.0 * 14 / 84, 0, 0))
     free, bound = one.step(batch, Task.REGRESS, 1e-3, 0), two.step(batch, Task.REGRESS, 1e-3, 0)
     assert free.matching == pytest.approx(bound.matching)
@@ -119,3 +119,14 @@ def test_the_probe_leaves_no_hooks_after_an_error():
     with pytest.raises(RuntimeError, match="stop"), AttentionProbe(model):
         raise RuntimeError("stop")
     assert all(not module._forward_hooks for module in model.modules())
+
+
+def test_the_rate_is_reached_step_by_step_after_the_optimiser_began():
+    one = learner(StepSettings(ramp_steps=4))
+    rates = []
+    for number in range(6):
+        if number == 5:
+            one.restart_optimiser()
+        one.step(walls(2), Task.REGRESS, 1e-3, 2 * number)
+        rates.append(one.optimiser.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 0.25e-3])
