@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dust3r_ros.cli.options import add_options, add_verbose, given_options, output_folder
 from dust3r_ros.cli.progress import progress_bars
 from dust3r_ros.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from dust3r_ros.training.begin import Source
+    from dust3r_ros.training.posed import PosedPairs
 
 
 def register(commands: Any) -> None:
@@ -23,6 +28,10 @@ def register(commands: Any) -> None:
         "--out", type=Path, required=True, metavar="DIR",
         help="the run's folder: state.safetensors, model/ (to use), log.csv, errors.csv, curves.png",
     )  # fmt: skip
+    parser.add_argument(
+        "--packs", type=Path, nargs="+", metavar="PACK",
+        help="learn from posed image packs with depth (folders with cameras.json) instead of rendered scenes",
+    )  # fmt: skip
     add_options(parser, TrainingConfig)
     add_verbose(parser)
     parser.set_defaults(run=run)
@@ -35,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     out = output_folder(arguments.out)
     with progress_bars() as bars:
-        result = train(out, given_options(arguments, TrainingConfig), report=bars)
+        source = _packs(arguments.packs) if arguments.packs else None
+        result = train(out, given_options(arguments, TrainingConfig), source=source, report=bars)
         if not result.finished:
             bars.abandon()
     rows = [("pairs", str(result.progress.pairs)), ("hours", f"{result.progress.seconds / 3600:.2f}"),
@@ -51,3 +61,17 @@ def run(arguments: argparse.Namespace) -> int:
         rows.append(("interrupted", "the same command goes on"))
     print(text_table([*rows, ("checkpoint", str(out / CHECKPOINT))]))
     return 0
+
+
+def _packs(folders: list[Path]) -> Source:
+    """Pairs from packs. What is wrong with them is found here, before a process of its own reads them."""
+    from dust3r_ros.training.begin import Source
+
+    return Source(partial(_posed_pairs, folders), _posed_pairs(folders).chunk)
+
+
+def _posed_pairs(folders: list[Path]) -> PosedPairs:
+    from dust3r_ros.evaluation.packs import load_pack
+    from dust3r_ros.training.posed import PosedPairs
+
+    return PosedPairs([load_pack(folder).frames for folder in folders])
