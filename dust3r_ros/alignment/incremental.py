@@ -12,7 +12,7 @@ from dust3r_ros.alignment.batch import initial_log_scale
 from dust3r_ros.alignment.initialise import Layout, Placement, place_all, place_view
 from dust3r_ros.alignment.intrinsics import DEFAULT_FOCAL, FocalTrack, edge_focal
 from dust3r_ros.alignment.linearise import own_focal_evidence
-from dust3r_ros.alignment.model import FocalPrior, Lens, Problem, State, make_lens
+from dust3r_ros.alignment.model import CUTOFF, FocalPrior, Lens, Problem, State, make_lens
 from dust3r_ros.alignment.observations import (
     IntArray,
     SampledEdge,
@@ -24,7 +24,7 @@ from dust3r_ros.alignment.observations import (
     view_sizes,
 )
 from dust3r_ros.alignment.result import Fit, fuse_view, unregistered_view, view_intrinsics
-from dust3r_ros.alignment.solve import CUTOFF, solve
+from dust3r_ros.alignment.solve import solve
 from dust3r_ros.config import AlignmentConfig
 from dust3r_ros.data import Edge, FloatArray, Intrinsics, ViewEstimate
 from dust3r_ros.errors import AlignmentError

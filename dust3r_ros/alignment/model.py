@@ -19,6 +19,7 @@ from dust3r_ros.alignment.observations import IntArray, Sightings
 from dust3r_ros.data import BoolArray, FloatArray, Intrinsics
 
 LEAST_NOISE = 1e-7
+CUTOFF = 3.0  # standard deviations at which the robust (Cauchy) weight of an error is halved
 
 
 @dataclass(frozen=True)

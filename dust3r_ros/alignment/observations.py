@@ -15,6 +15,8 @@ IntArray = NDArray[np.integer]
 Size = tuple[int, int]
 
 MIN_SAMPLES = 12
+REACH = 1e3  # a point this many times farther than the median of its map would only spoil closed-form fits
+MOST_CONFIDENCE = 1e9  # its square, and sums of it, fit into float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +121,7 @@ def sample_map(
     planar: FloatArray = np.ascontiguousarray(flat.T, dtype=dtype)
     with np.errstate(invalid="ignore"):
         good = (conf >= floor) & (conf > 0) & np.isfinite(conf) & np.isfinite(planar.sum(axis=0))
-    weight = np.square(conf, dtype=dtype)
+    weight = np.square(np.minimum(conf, MOST_CONFIDENCE), dtype=dtype)
     if not good.all():
         planar = np.where(good, planar, 0)
         weight = np.where(good, weight, 0)
@@ -144,13 +146,21 @@ def sample_edge(edge: Edge, pixels_i: IntArray, pixels_j: IntArray, min_confiden
     p, floor = edge.prediction, confidence_floor(edge, min_confidence)
     points_i, weight_i = sample_map(p.points_i, p.conf_i, pixels_i, floor)
     points_j, weight_j = sample_map(p.points_j, p.conf_j, pixels_j, floor)
-    weight_i = np.where(points_i[2] > 0, weight_i, 0)
-    weight_j = np.where((points_j**2).sum(axis=0) > 0, weight_j, 0)
+    weight_i = _within_reach(points_i, np.where(points_i[2] > 0, weight_i, 0))
+    weight_j = _within_reach(points_j, np.where((points_j**2).sum(axis=0) > 0, weight_j, 0))
     if p.state is PairState.FAILED:
         weight_i, weight_j = np.zeros_like(weight_i), np.zeros_like(weight_j)
     return SampledEdge(
         edge.i, edge.j, points_i, weight_i, points_j, weight_j, p.state is PairState.ROTATION_ONLY
     )  # fmt: skip
+
+
+def _within_reach(points: FloatArray, weight: FloatArray) -> FloatArray:
+    """``weight`` (G,) without the points (3, G) that are absurdly far away, for their map."""
+    distance2 = (points**2).sum(axis=0)
+    if not (weight > 0).any():
+        return weight
+    return np.where(distance2 <= REACH**2 * np.median(distance2[weight > 0]), weight, 0)
 
 
 def collect_sightings(edges: Sequence[SampledEdge], view: int, samples: int, index: Mapping[int, int]) -> Sightings:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dust3r_ros.alignment.depth import FusedDepth, OwnMap, SeenMap, fuse_depth
+from dust3r_ros.alignment.depth import FARTHEST, FusedDepth, OwnMap, SeenMap, fuse_depth, in_world
 from dust3r_ros.alignment.initialise import Placement
 from dust3r_ros.alignment.linearise import own_errors, seen_errors
 from dust3r_ros.alignment.model import Noise, Problem, State
@@ -72,12 +72,13 @@ def fuse_view(view: int, edges: Sequence[Edge], scales: Sequence[float], poses: 
         floor = confidence_floor(edge, min_confidence)
         if edge.i == view:
             points, weight = sample_map(edge.prediction.points_i, edge.prediction.conf_i, None, floor, np.float32)
-            own.append(OwnMap(points * np.float32(scale), weight))
+            own.append(OwnMap(*in_world(points, weight, scale)))
         else:
             points, weight = sample_map(edge.prediction.points_j, edge.prediction.conf_j, None, floor, np.float32)
             back = poses[edge.i][:3, :3].T
             shift = back @ (poses[view][:3, 3] - poses[edge.i][:3, 3])
-            seen.append(SeenMap(points * np.float32(scale), weight, back @ poses[view][:3, :3], shift))
+            if np.abs(shift).max() < FARTHEST:
+                seen.append(SeenMap(*in_world(points, weight, scale), back @ poses[view][:3, :3], shift))
     return fuse_depth(own, seen, intrinsics, noise)
 
 

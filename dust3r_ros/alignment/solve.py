@@ -13,14 +13,13 @@ from scipy.sparse.linalg import splu
 from scipy.spatial.transform import Rotation
 
 from dust3r_ros.alignment.linearise import ViewSystem, linearise_view, own_errors, seen_errors
-from dust3r_ros.alignment.model import LEAST_NOISE, Noise, Problem, State
+from dust3r_ros.alignment.model import CUTOFF, LEAST_NOISE, Noise, Problem, State
 from dust3r_ros.alignment.observations import IntArray
 from dust3r_ros.config import AlignmentConfig
 from dust3r_ros.data import FloatArray
 
 log = logging.getLogger(__name__)
 
-CUTOFF = 3.0
 SMALL_SYSTEM, FILLED = 400, 0.2
 LEAST_ASPECT = 0.25  # lateral over radial noise; classical pairs have none across, which would trust one pair blindly
 SYMMETRIC = {"SymmetricMode": True}

@@ -1,5 +1,7 @@
 """Batch alignment on scenes with exact truth."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from alignment_scenes import changed, compare, make_truth, predict, predict_all, window_pairs
@@ -183,6 +185,31 @@ def test_points_that_are_not_finite_count_as_missing():
         edges[k].prediction.points_j[1::3, :, 1] = value
         edges[k].prediction.conf_i[2, :] = np.nan
     assert compare(truth, align(edges, 3).views).worst < EXACT
+
+
+@pytest.mark.parametrize("confident", [False, True])
+def test_absurdly_near_far_or_sure_pixels_spoil_only_themselves(confident):
+    truth = make_truth(4)
+    rng = np.random.default_rng(1)
+    spoiled = [np.zeros((24, 32), bool) for _ in range(4)]
+    edges = []
+    for e in predict_all(truth, window_pairs(4, 3), dtype=np.float32):
+        p = e.prediction
+        for view, points, conf in ((e.i, p.points_i, p.conf_i), (e.j, p.points_j, p.conf_j)):
+            absurd = rng.random((24, 32)) < 0.02
+            spoiled[view] |= absurd
+            points[absurd] *= np.float32(10) ** rng.uniform(-36, 36, (absurd.sum(), 1)).astype(np.float32)
+            if confident:
+                conf[:] = np.float32(1e25)
+        edges.append(e)
+    scene = align(edges, 4)
+    assert compare(truth, scene.views).rotation < 0.05
+    clean = [np.where(bad, 0, view.depth) for bad, view in zip(spoiled, scene.views)]
+    assert min((depth > 0).mean() for depth in clean) > 0.75
+    assert compare(truth, [replace(view, depth=depth) for view, depth in zip(scene.views, clean)]).depth < 1e-3
+    for view in scene.views:
+        assert np.isfinite(view.depth).all() and np.isfinite(view.confidence).all()
+        np.testing.assert_array_equal(view.depth > 0, view.confidence > 0)
 
 
 def test_equal_confidences_of_one_are_enough():
