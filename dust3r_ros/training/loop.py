@@ -165,7 +165,8 @@ class Run:
                 self.learner.restart_optimiser()
             log.info("stage %s: images of %s", place.stage.name, ", ".join(f"{w}x{h}" for h, w in place.stage.sizes))
             self.progress = replace(self.progress, stage=place.stage.name)
-        self.stream.show(tuple(dict.fromkeys(place.stage.sizes)), place.baseline)
+        batch = max(batch_of(self.config, self.learner.model.config, size, self.device) for size in place.stage.sizes)
+        self.stream.show(tuple(dict.fromkeys(place.stage.sizes)), place.baseline, batch)
         return place
 
     def _step(self, place: Position) -> None:

@@ -16,7 +16,7 @@ from dust3r_ros.training.scenes import SceneSampler
 from dust3r_ros.training.solids import TensorFields
 from dust3r_ros.training.textures import make_atlas
 
-HELD_OUT_SEED = 1 << 40  # training seeds are smaller: its textures, objects and scenes are never trained on
+HELD_OUT_SEED = 3_000_000_000  # training seeds are below 2^31; PyTorch's CPU generator uses 32 bits of a seed
 _MOST_DEPTH = 6.0e4  # metres; float16 holds no more
 
 
@@ -170,7 +170,7 @@ class RenderedPairs:
         self.settings = settings
         generator = torch.Generator().manual_seed(settings.seed)
         atlas = make_atlas(settings.textures, settings.texture_size, generator, photographs=settings.photographs)
-        self._sampler = SceneSampler(atlas.to(settings.device), seed=settings.seed % (1 << 31))
+        self._sampler = SceneSampler(atlas.to(settings.device), seed=zlib.crc32(f"objects {settings.seed}".encode()))
 
     @torch.inference_mode()
     def make(self, request: ChunkRequest) -> PairBatch:
@@ -193,6 +193,5 @@ class RenderedPairs:
 
 
 def chunk_seed(seed: int, number: int) -> int:
-    """The seed of a chunk's generator, far from those of its neighbours."""
-    text = f"{seed}/{number}".encode()
-    return zlib.crc32(text) << 31 | zlib.crc32(text[::-1])
+    """The seed of a chunk's generator, of 32 bits, far from those of its neighbours."""
+    return zlib.crc32(f"{seed}/{number}".encode())

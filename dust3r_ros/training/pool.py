@@ -18,6 +18,7 @@ from dust3r_ros.errors import TrainingError
 from dust3r_ros.training.pairs import ChunkRequest, PairBatch, PairSource, RenderedPairs, RenderSettings
 
 _START_SECONDS = 600.0  # longest wait for one chunk
+_ORPHAN_SECONDS = 5.0  # until a worker notices that its parent is gone
 _AHEAD = 2  # chunks asked of each worker at a time
 
 
@@ -91,27 +92,25 @@ class PairStream:
         self._baseline = (0.0, 0.0)
         self._waiting: dict[int, ChunkRequest] = {}
 
-    def show(self, sizes: Sequence[tuple[int, int]], baseline: tuple[float, float]) -> None:
-        """From now on images of these sizes (H, W) and cameras this far apart, metres; what is kept of them stays."""
-        capacity = max(self._settings.capacity // len(sizes), self._chunk)
-        kept = self._pools
-        self._pools = {
-            size: kept[size] if size in kept else ReplayPool(capacity, self._settings.uses, self._device)
-            for size in sizes
-        }
-        if len(kept) != len(self._pools):
-            self._pools = {size: ReplayPool(capacity, self._settings.uses, self._device) for size in sizes}
+    def show(self, sizes: Sequence[tuple[int, int]], baseline: tuple[float, float], batch: int) -> None:
+        """From now on images of these sizes (H, W), cameras this far apart, metres, in batches of up to ``batch``.
+
+        What is kept of before stays in use while the sizes are the same.
+        """
         self._baseline = baseline
+        room = max(self._settings.capacity // len(sizes), self._chunk + batch)
+        if set(sizes) != set(self._pools):
+            self._pools = {size: ReplayPool(room, self._settings.uses, self._device) for size in sizes}
 
     def draw(self, size: tuple[int, int], count: int, generator: torch.Generator) -> PairBatch:
         """``count`` pairs of one of the sizes; waits until there are enough. Raises TrainingError without pairs."""
         pool = self._pools[size]
-        capacity = pool.available + pool.room
-        if count > capacity:
-            raise ValueError(f"a batch may have at most the pool's {capacity} pairs, got {count}")
-        enough = min(max(count, self._settings.ready // len(self._pools)), capacity - self._chunk + 1)
+        most = pool.available + pool.room - self._chunk  # as long as there are fewer, a chunk has room
+        if count > most:
+            raise ValueError(f"a batch may have at most {most} pairs here, got {count}")
+        enough = max(count, min(self._settings.ready // len(self._pools), most))
         self._collect(block=False)
-        while pool.available < max(enough, count):
+        while pool.available < enough:
             self._request(first=size)
             self._collect(block=True)
         batch = pool.draw(count, generator)
@@ -227,12 +226,16 @@ def rendered_source(settings: RenderSettings) -> PairSource:
 
 
 def _work(make_source: Callable[[], PairSource], requests: Any, results: Any) -> None:
-    """A worker's life: chunks as they are asked for, until None comes or the parent ends it."""
+    """A worker's life: chunks as they are asked for, until None comes or the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     torch.set_num_threads(1)
     source = make_source()
-    while True:
-        request = requests.get()
+    parent = multiprocessing.parent_process()
+    while parent is None or parent.is_alive():
+        try:
+            request = requests.get(timeout=_ORPHAN_SECONDS)
+        except queue.Empty:
+            continue
         if request is None:
             return
         try:

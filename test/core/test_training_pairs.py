@@ -126,7 +126,14 @@ def test_a_request_gives_the_same_pairs_again_and_another_gives_others(rendered)
 def test_seeds_of_chunks_do_not_collide():
     seeds = {chunk_seed(seed, number) for seed in range(20) for number in range(500)}
     assert len(seeds) == 20 * 500
-    assert HELD_OUT_SEED > 2**31 - 1  # the largest seed that an option allows
+    assert 2**31 <= HELD_OUT_SEED < 2**32  # above every seed that an option allows
+    assert max(seeds) < 2**32
+
+
+def test_held_out_scenes_have_other_objects_and_textures():
+    one, held_out = (RenderedPairs(RenderSettings(seed, 24, 32, scenes=1))._sampler for seed in (0, HELD_OUT_SEED))
+    assert not torch.equal(one.meshes, held_out.meshes)
+    assert not torch.equal(one.atlas.texels, held_out.atlas.texels)
 
 
 def test_held_out_pairs_are_always_the_same():

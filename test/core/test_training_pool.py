@@ -52,7 +52,7 @@ def test_new_pairs_take_the_places_of_used_ones_only():
 
 def test_a_stream_uses_each_pair_at_most_so_often_and_counts_its_chunks():
     stream = PairStream(ChunkMaker(WallSource()), 12, PoolSettings(24, 2, 12), "cpu", first_chunk=5)
-    stream.show([SIZE], (0.1, 1.0))
+    stream.show([SIZE], (0.1, 1.0), 12)
     generator = torch.Generator().manual_seed(0)
     seen: Counter[bytes] = Counter()
     for _ in range(12):
@@ -66,21 +66,21 @@ def test_a_stream_uses_each_pair_at_most_so_often_and_counts_its_chunks():
 def test_a_stream_gives_every_size_and_forgets_those_of_before():
     stream = PairStream(ChunkMaker(WallSource()), 12, PoolSettings(48, 2, 12), "cpu")
     generator = torch.Generator().manual_seed(0)
-    stream.show([SIZE, OTHER], (0.1, 1.0))
+    stream.show([SIZE, OTHER], (0.1, 1.0), 12)
     assert stream.draw(OTHER, 4, generator).size == OTHER
     assert stream.draw(SIZE, 4, generator).size == SIZE
-    stream.show([OTHER], (0.1, 1.0))
+    stream.show([OTHER], (0.1, 1.0), 12)
     assert stream.draw(OTHER, 4, generator).size == OTHER
     with pytest.raises(KeyError):
         stream.draw(SIZE, 4, generator)
-    with pytest.raises(ValueError, match="at most the pool's 48"):
-        stream.draw(OTHER, 49, generator)
+    with pytest.raises(ValueError, match="at most 36 pairs here, got 37"):
+        stream.draw(OTHER, 37, generator)
 
 
 def test_worker_processes_make_the_same_pairs():
     stream = PairStream(WorkerChunkMaker(wall_source, 2), 12, PoolSettings(48, 1, 24), "cpu")
     try:
-        stream.show([SIZE], (0.1, 1.0))
+        stream.show([SIZE], (0.1, 1.0), 12)
         generator = torch.Generator().manual_seed(0)
         drawn = torch.cat([stream.draw(SIZE, 12, generator).rgb for _ in range(4)])
     finally:
@@ -97,7 +97,7 @@ def test_worker_processes_make_the_same_pairs():
 def test_a_worker_that_fails_is_reported():
     stream = PairStream(WorkerChunkMaker(failing_source, 1), 12, PoolSettings(24, 1, 12), "cpu")
     try:
-        stream.show([SIZE], (0.1, 1.0))
+        stream.show([SIZE], (0.1, 1.0), 12)
         with pytest.raises(TrainingError, match="rendering failed: ArithmeticError: no chunk 0"):
             stream.draw(SIZE, 4, torch.Generator())
     finally:
@@ -107,3 +107,13 @@ def test_a_worker_that_fails_is_reported():
 def test_a_pool_needs_room_and_uses():
     with pytest.raises(ValueError, match="at least 1, got 0 and 2"):
         ReplayPool(0, 2)
+
+
+def test_a_small_pool_never_blocks_itself():
+    """Batches as large as the pool was made for, of chunks larger than what is free, again and again."""
+    for batch in (1, 5, 12, 30):
+        stream = PairStream(ChunkMaker(WallSource()), 12, PoolSettings(1, 3, 1), "cpu")
+        stream.show([SIZE, OTHER], (0.1, 1.0), batch)
+        generator = torch.Generator().manual_seed(0)
+        for number in range(12):
+            assert len(stream.draw((SIZE, OTHER)[number % 2], batch, generator)) == batch
