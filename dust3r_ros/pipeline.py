@@ -61,6 +61,14 @@ class _WindowEntry:
     intrinsics: Intrinsics | None
 
 
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    """What is kept of every keyframe in the map, however long it runs: no pixels, no depth."""
+
+    stamp_ns: int
+    camera_to_world: FloatArray
+
+
 @dataclass(eq=False)
 class _Stopwatch:
     milliseconds: dict[str, float] = field(default_factory=dict)
@@ -79,7 +87,9 @@ class Reconstructor:
     """Incremental reconstruction of the images of one or several cameras.
 
     ``add`` does everything for one image. A node calls its two halves from two threads instead:
-    ``select`` for every image, which is cheap, and ``reconstruct`` for those that were taken.
+    ``select`` for every image, which is cheap, and ``reconstruct`` for those that were taken. ``reconfigure`` may be
+    called from any thread; ``map``, ``trajectory`` and ``pose`` belong to the thread of ``reconstruct``, and ``reset``
+    must not run at the same time as any other method.
     """
 
     def __init__(self, config: ReconstructorConfig | None = None, predictor: PairPredictor[Any] | None = None) -> None:
@@ -98,16 +108,15 @@ class Reconstructor:
         self.map = FusedMap(self.config.map)
         self._aligner = IncrementalAligner(self.config.alignment, self.config.window)
         self._window: deque[_WindowEntry] = deque(maxlen=self.config.window)
-        self._keyframes: dict[int, Keyframe] = {}
-        self._poses: dict[int, FloatArray] = {}
+        self._placed: dict[int, _Placed] = {}
         self._lost = 0
 
     def reconfigure(self, config: ReconstructorConfig) -> None:
-        """Take over the options that may change while running (``Option.live``); the others must be as before."""
+        """Take over the options that may change while running (``Option.live``); the others must be as before.
+
+        They count from the next image and the next keyframe on.
+        """
         self.config = config
-        self.map.config = config.map
-        for selector in self._selectors.values():
-            selector.config = config.keyframes
 
     @property
     def info(self) -> PredictorInfo:
@@ -127,9 +136,9 @@ class Reconstructor:
 
     def select(self, image: ByteImage, stamp_ns: int, camera: str = "camera") -> KeyframeDecision:
         """Whether an image (H, W, 3) uint8 RGB should become a keyframe; costs a few milliseconds."""
-        if camera not in self._selectors:
-            self._selectors[camera] = KeyframeSelector(self.config.keyframes)
-        return self._selectors[camera].consider(image, stamp_ns)
+        selector = self._selectors.setdefault(camera, KeyframeSelector())
+        selector.config = self.config.keyframes
+        return selector.consider(image, stamp_ns)
 
     def reconstruct(
         self, image: ByteImage, stamp_ns: int, camera: str = "camera", intrinsics: Intrinsics | None = None
@@ -137,8 +146,10 @@ class Reconstructor:
         """Make an image a keyframe: encode it, pair it with the window, align, fuse.
 
         An image that shares nothing with the window is not registered: the Update says so in
-        ``view.registered``, the map stays as it is and the next image is paired with the same window.
+        ``view.registered``, the map stays as it is and the next image is paired with the same window. Only while the
+        map has a single keyframe it begins anew from such an image.
         """
+        self.map.config = self.config.map
         watch = _Stopwatch()
         prepared = prepare(image, self._image_size)
         known = self._known(prepared, intrinsics)
@@ -163,7 +174,12 @@ class Reconstructor:
 
     def trajectory(self) -> list[tuple[int, FloatArray]]:
         """(stamp_ns, camera_to_world (4, 4)) of every registered keyframe, newest estimates, in order."""
-        return [(self._keyframes[index].stamp_ns, pose) for index, pose in sorted(self._poses.items())]
+        return [(placed.stamp_ns, placed.camera_to_world) for _, placed in sorted(self._placed.items())]
+
+    def pose(self, index: int) -> FloatArray | None:
+        """The newest camera_to_world (4, 4) of a keyframe by its index; None when it has no place in the map."""
+        placed = self._placed.get(index)
+        return placed.camera_to_world if placed is not None else None
 
     def _new_keyframe(self, stamp_ns: int, camera: str, prepared: PreparedImage) -> Keyframe:
         self._offered += 1
@@ -198,17 +214,16 @@ class Reconstructor:
         self._lost = 0
         index = new.keyframe.index
         self._window.append(new)
-        self._keyframes[index] = new.keyframe
-        self._poses[index] = aligned.view.camera_to_world
+        self._placed[index] = _Placed(new.keyframe.stamp_ns, aligned.view.camera_to_world)
         self.map.add(index, aligned.view, new.keyframe.image.pixels)
         for moved_index, view in aligned.moved.items():
-            self._poses[moved_index] = view.camera_to_world
+            self._placed[moved_index] = replace(self._placed[moved_index], camera_to_world=view.camera_to_world)
             self.map.replace(moved_index, view)
 
     def _lose(self, new: _WindowEntry) -> None:
         self._lost += 1
         log.warning("keyframe %d shares nothing with the map (%d in a row)", new.keyframe.index, self._lost)
-        if len(self._keyframes) == 1:  # nothing is mapped yet: begin again from here
+        if len(self._placed) == 1:  # nothing is mapped yet: begin again from here
             log.warning("starting the map anew from this keyframe")
             self._begin()
             self._remember(new, self._align(new, []))

@@ -141,12 +141,8 @@ class IncrementalRun:
 
     def result(self) -> Reconstruction:
         """What there is so far, with the newest pose of every keyframe that has one."""
-        poses = dict(self._reconstructor.trajectory())
-        views = [
-            replace(view, camera_to_world=poses[view.stamp_ns])
-            for _, view in sorted(self._views.items())
-            if view.stamp_ns in poses
-        ]
+        poses = ((view, self._reconstructor.pose(index)) for index, view in sorted(self._views.items()))
+        views = [replace(view, camera_to_world=pose) for view, pose in poses if pose is not None]
         return Reconstruction(
             views=tuple(views),
             cloud=self._reconstructor.map.cloud(),

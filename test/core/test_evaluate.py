@@ -16,7 +16,7 @@ from dust3r_ros.errors import AlignmentError
 from dust3r_ros.evaluation.metrics import pose_errors
 from dust3r_ros.evaluation.packs import Pack, load_pack
 from dust3r_ros.evaluation.report import Summary, markdown_table, summary_rows, text_table
-from dust3r_ros.evaluation.results import IncrementalRun, choose_pairs, run_batch, write_results
+from dust3r_ros.evaluation.results import IncrementalRun, choose_pairs, run_batch, run_incremental, write_results
 from dust3r_ros.evaluation.run import Mode, at_network_pixels, evaluate, pack_sources, summarise, write_evaluation
 from dust3r_ros.mapping.export import read_cloud
 from dust3r_ros.pairing import SceneGraph
@@ -141,6 +141,14 @@ def test_a_long_run_keeps_few_views_whole_and_every_pose(pack):
     assert whole[-1] == VIEWS - 1
     assert pose_errors(result.poses(), pack.poses()).rotation_deg < 0.1
     assert result.focal_px == pytest.approx(INTRINSICS.fx, rel=0.01)
+
+
+def test_images_of_one_stamp_keep_poses_of_their_own(pack):
+    result = run_incremental(
+        [replace(source, stamp_ns=7) for source in pack_sources(pack)], EVERY_IMAGE, OraclePredictor(path(VIEWS))
+    )
+    assert len(result.views) == VIEWS
+    assert pose_errors(result.poses(), pack.poses()).rotation_deg < 0.1
 
 
 def test_unknown_intrinsics_are_refused(pack):

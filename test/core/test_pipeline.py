@@ -1,5 +1,8 @@
 """The whole pipeline after the predictor, on a rendered walk with exact truth."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -113,6 +116,31 @@ def test_reset_begins_anew(walk, images, truth):
     for (stamp, pose), (stamp_again, pose_again) in zip(first, reconstructor.trajectory(), strict=True):
         assert stamp == stamp_again
         np.testing.assert_allclose(pose, pose_again, atol=1e-9)
+
+
+def test_old_keyframes_are_forgotten_but_for_their_place(walk, images, truth):
+    reconstructor = every_frame(truth, set())
+    keyframes = [weakref.ref(reconstructor.add(image, stamp).keyframe) for image, stamp in images[:16:2]]
+    gc.collect()
+    window = reconstructor.config.window
+    assert [keyframe() is not None for keyframe in keyframes] == [False] * (8 - window) + [True] * window
+    assert [stamp for stamp, _ in reconstructor.trajectory()] == [stamp for _, stamp in images[:16:2]]
+    np.testing.assert_array_equal(reconstructor.pose(3), reconstructor.trajectory()[3][1])
+    assert reconstructor.pose(8) is None
+
+
+def test_live_options_count_from_the_next_image_on(walk, images, truth):
+    reconstructor = every_frame(truth, set())
+    for image, stamp in images[:4:2]:
+        assert reconstructor.add(image, stamp) is not None
+    before = len(reconstructor.map)
+    calm = {"keyframes.every_image": False, "keyframes.min_parallax": 1.0, "keyframes.min_overlap": 0.1}
+    reconstructor.reconfigure(make_config(ReconstructorConfig, calm))
+    assert reconstructor.add(*images[4]) is None
+    strict = {"keyframes.every_image": True, "map.min_confidence": 1.0, "map.max_depth_step": 1e-9}
+    reconstructor.reconfigure(make_config(ReconstructorConfig, strict))
+    assert reconstructor.add(*images[4]).view.registered
+    assert len(reconstructor.map) < 1.05 * before
 
 
 class Unreliable(PairPredictor):
