@@ -137,7 +137,8 @@ class FusedMap:
         cloud = view_cloud(view, pixels, self.config)
         probes = _probe_points(view)
         if self.config.voxel_size > 0 and self._grid is None and len(cloud):
-            self._grid = VoxelGrid(self.config.voxel_size * float(np.median(view.depth[view.confidence > 0])))
+            known = (view.confidence > 0) & (view.depth > 0)
+            self._grid = VoxelGrid(self.config.voxel_size * float(np.median(view.depth[known])))
         if not len(cloud):
             return _Fused(pixels, None, probes)
         return _Fused(pixels, self._grid.add(cloud) if self._grid is not None else cloud, probes)

@@ -101,6 +101,8 @@ def _cloud(table: NDArray[np.void]) -> PointCloud:
     colours = np.full((len(table), 3), 128, np.uint8)
     if {"red", "green", "blue"} <= set(names):
         channels = np.stack([table[name] for name in ("red", "green", "blue")], axis=1)
-        colours = channels if channels.dtype == np.uint8 else np.clip(channels * 255 + 0.5, 0, 255).astype(np.uint8)
+        if np.issubdtype(channels.dtype, np.floating):  # from 0 to 1
+            channels = channels * 255 + 0.5
+        colours = channels if channels.dtype == np.uint8 else np.clip(channels, 0, 255).astype(np.uint8)
     confidence = table["confidence"].astype(np.float32) if "confidence" in names else np.ones(len(table), np.float32)
     return PointCloud(points, colours, confidence)

@@ -15,6 +15,7 @@ _HALF_RANGE = 1 << 20  # voxels on either side of the origin along each axis
 _HASH = np.uint64(0x9E3779B97F4A7C15)  # Knuth's multiplicative hashing, 2^64 over the golden ratio
 _WEIGHT, _OFFSET, _COLOUR, _POINTS = 0, slice(1, 4), slice(4, 7), 7
 _COLUMNS = 8
+_LEAST_WEIGHT = np.float32(1e-6)  # a point; less is left where sums cancelled, and nothing can be divided by it
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +79,11 @@ class VoxelGrid:
         """One point for every voxel with points; its confidence is the mean over its points."""
         live = np.flatnonzero(self._views[: self._used] > 0)
         sums = self._sums[live]
-        weight = sums[:, :1]
+        weight = np.maximum(sums[:, :1], _LEAST_WEIGHT * sums[:, _POINTS:])
         offset = np.clip(sums[:, _OFFSET] / weight, -0.5, 0.5)
         points = (_unpack(self._keys[live]) + 0.5 + offset) * self.edge
         colours = np.clip(sums[:, _COLOUR] / weight + 0.5, 0, 255)
-        return PointCloud(points.astype(np.float32), colours.astype(np.uint8), sums[:, _WEIGHT] / sums[:, _POINTS])
+        return PointCloud(points.astype(np.float32), colours.astype(np.uint8), weight[:, 0] / sums[:, _POINTS])
 
     def shrink(self, limit: int) -> NDArray[np.int32]:
         """Keep at most ``limit`` voxels: empty ones go, then those seen by the fewest keyframes, the oldest first.

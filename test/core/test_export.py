@@ -61,6 +61,14 @@ def test_a_ply_of_another_program_is_read(tmp_path):
     assert (cloud.confidence == 1).all()
 
 
+@pytest.mark.parametrize(("kind", "values"), [("int", "255 128 0"), ("ushort", "255 128 0"), ("float", "1 0.5 0")])
+def test_colours_of_a_ply_may_be_whole_numbers_or_shares(tmp_path, kind, values):
+    names = "".join(f"property float {axis}\n" for axis in "xyz")
+    names += "".join(f"property {kind} {name}\n" for name in ("red", "green", "blue"))
+    (tmp_path / "a.ply").write_text(f"ply\nformat ascii 1.0\nelement vertex 1\n{names}end_header\n1 2 3 {values}\n")
+    np.testing.assert_array_equal(read_cloud(tmp_path / "a.ply").colours, [[255, 128, 0]])
+
+
 HEADER = "ply\nformat {} 1.0\nelement vertex 2\nproperty double x\nproperty double y\nproperty double z\n"
 
 

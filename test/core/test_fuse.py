@@ -102,6 +102,20 @@ def test_subtracting_restores_what_was_there():
     np.testing.assert_allclose(sorted_rows(grid.cloud()), before, atol=1e-3)
 
 
+def test_a_voxel_whose_sums_cancelled_is_still_a_point_in_it():
+    def point(confidence: float) -> PointCloud:
+        return PointCloud(np.full((1, 3), 0.7, np.float32), np.full((1, 3), 9, np.uint8), np.float32([confidence]))
+
+    grid = VoxelGrid(1.0)
+    sure = grid.add(point(1e9))
+    grid.add(point(1.0))
+    grid.subtract(sure)
+    cloud = grid.cloud()
+    assert len(cloud) == 1
+    assert ((cloud.points >= 0) & (cloud.points <= 1)).all()
+    assert cloud.confidence[0] > 0
+
+
 def test_points_beyond_the_range_are_left_out_not_wrapped():
     points = np.array([[1e9, 0, 0], [0, -1e9, 0], [0.5, 0.5, 0.5]], np.float32)
     grid = VoxelGrid(1.0)
@@ -178,6 +192,15 @@ def test_the_voxel_edge_comes_from_the_first_keyframe_with_points():
     assert fused.voxel_edge == 0
     fused.add(1, wall(4.0), flat())
     fused.add(2, wall(8.0), flat())
+    assert fused.voxel_edge == pytest.approx(0.2)
+
+
+def test_pixels_without_depth_do_not_count_for_the_voxel_edge():
+    depth = np.full((HEIGHT, WIDTH), 4.0, np.float32)
+    depth[: HEIGHT * 2 // 3] = 0
+    depth[-1] = np.nan
+    fused = FusedMap(make_config(MapConfig, {"voxel_size": 0.05}))
+    fused.add(0, wall(depth=depth), flat())
     assert fused.voxel_edge == pytest.approx(0.2)
 
 
