@@ -13,25 +13,25 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
+from dust3r_ros.config import NodeConfig, options_of
+
 SHARE = Path(get_package_share_directory("dust3r_ros"))
 
-# Arguments that are parameters of the node too: name, what it is.
-PARAMETERS = {
-    "checkpoint": "Predictor: geometric, tiny, a checkpoint file or a hub name",
-    "device": "Torch device: auto, cpu, cuda or cuda:N",
-    "image_transport": "Form of the image topic: raw, or compressed (subscribes to <image_topic>/compressed)",
-    "intrinsics": "estimate them from the images, or use the given ones of camera_info_topic",
-    "map_frame": "Frame of the world that the map is in",
-    "camera_frame": "Frame of the camera on TF; the image headers' frame when neither this nor the file names one",
-}
+# Parameters of the node that are arguments too.
+PARAMETERS = ("checkpoint", "device", "image_transport", "image_reliability", "intrinsics", "map_frame", "camera_frame")
 
 
 def arguments() -> list[DeclareLaunchArgument]:
     parameter_file = str(SHARE / "config" / "default.yaml")
     declared = [
-        DeclareLaunchArgument("image_topic", default_value="/camera/image_raw", description="Image topic (base topic)"),
         DeclareLaunchArgument(
-            "camera_info_topic", default_value="/camera/camera_info", description="CameraInfo topic of the same camera"
+            "image_topic",
+            default_value="camera/image_raw",
+            description="Image topic, in the namespace unless it begins with a slash; of compressed images the topic "
+            "without /compressed",
+        ),
+        DeclareLaunchArgument(
+            "camera_info_topic", default_value="camera/camera_info", description="CameraInfo topic of the same camera"
         ),
         DeclareLaunchArgument("namespace", default_value="", description="Namespace of the node and its topics"),
         DeclareLaunchArgument("params_file", default_value=parameter_file, description="Parameter file of the node"),
@@ -50,9 +50,23 @@ def arguments() -> list[DeclareLaunchArgument]:
         ),
     ]
     return declared + [
-        DeclareLaunchArgument(name, default_value="", description=f"{text}. Empty: as in params_file")
-        for name, text in PARAMETERS.items()
+        DeclareLaunchArgument(name, default_value="", description=f"{about(name)}. Empty: as in params_file")
+        for name in PARAMETERS
     ]
+
+
+def about(name: str) -> str:
+    """What a parameter is, and its choices."""
+    option = options_of(NodeConfig)[name]
+    choices = f" ({', '.join(option.choices)})" if option.choices else ""
+    return f"{option.description}{choices}"
+
+
+def logger_name(context: LaunchContext) -> str:
+    """The node's: its namespaces, this file's and those that a file which includes it has pushed, with dots."""
+    given = LaunchConfiguration("namespace").perform(context)
+    pushed = "" if given.startswith("/") else context.launch_configurations.get("ros_namespace", "")
+    return ".".join([*filter(None, f"{pushed}/{given}".split("/")), "dust3r"])
 
 
 def node(context: LaunchContext) -> list[Node]:
@@ -74,7 +88,7 @@ def node(context: LaunchContext) -> list[Node]:
                 ("image", LaunchConfiguration("image_topic")),
                 ("camera_info", LaunchConfiguration("camera_info_topic")),
             ],
-            arguments=["--ros-args", "--log-level", ["dust3r:=", LaunchConfiguration("log_level")]],
+            arguments=["--ros-args", "--log-level", [logger_name(context), ":=", LaunchConfiguration("log_level")]],
         )
     ]
 
@@ -89,11 +103,15 @@ def viewer(context: LaunchContext) -> list[Node]:
         name="dust3r_upright",
         arguments=["--frame-id", "map_upright", "--child-frame-id", map_frame, *upright],
     )
+    own = "/".join(["", *logger_name(context).split(".")])
+    shown = [(f"/dust3r/{name}", f"{own}/{name}") for name in ("map", "points", "path", "depth")]
     rviz = Node(
         package="rviz2",
         executable="rviz2",
         name="dust3r_rviz",
+        namespace=LaunchConfiguration("namespace"),
         arguments=["-d", str(SHARE / "config" / "dust3r.rviz")],
+        remappings=[*shown, ("/camera/image_raw", LaunchConfiguration("image_topic"))],
     )
     return [frame, rviz]
 
