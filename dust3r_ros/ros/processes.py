@@ -170,6 +170,7 @@ def private_environment() -> dict[str, str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """What a child runs: PARENT MODULE ARGUMENTS... becomes the module, interrupted when the parent dies."""
     parent, module, *arguments = sys.argv[1:] if argv is None else argv
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a script inherits that it is ignored
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0)
     if os.getppid() != int(parent):  # it died before that

@@ -1,6 +1,7 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ MODULES = {
 def environment(tmp_path: Path) -> dict[str, str]:
     for name, source in MODULES.items():
         (tmp_path / f"{name}.py").write_text(source)
-    return {**os.environ, "PYTHONPATH": str(tmp_path)}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
 
 
 def child(name: str, folder: Path, environment: dict[str, str], patience_s: float = 10.0) -> Child:
@@ -125,6 +126,37 @@ def test_an_interrupt_while_a_child_starts_leaves_none_behind(
     with pytest.raises(KeyboardInterrupt), child("waits", tmp_path, environment) as one:
         one.start()
     assert started[0].poll() is not None
+
+
+PARENT = """
+import os, sys
+from pathlib import Path
+from dust3r_ros.ros.processes import Child
+child = Child("waits", [], Path(sys.argv[1]), dict(os.environ)).start()
+while "ready" not in child.log_file.read_text():
+    pass
+print(child._started().pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="parents are watched on Linux only")
+def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "waits.log")]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.kill()
+        parent.wait(20.0)
+    wait_for(lambda: not _is_alive(pid))
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process still does anything; one whose new parent does not fetch its code stays as a zombie."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 def test_in_another_thread_sigterm_is_left_alone() -> None:
