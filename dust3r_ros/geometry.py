@@ -109,6 +109,13 @@ def rotation_from_quaternion(xyzw: FloatArray) -> FloatArray:
     return Rotation.from_quat(xyzw).as_matrix()
 
 
+def weighted_median(values: FloatArray, weights: FloatArray) -> float:
+    """The value (N,) at which half of the weight (N,) is reached; N > 0."""
+    order = np.argsort(values)
+    total = np.cumsum(weights[order])
+    return float(values[order[np.searchsorted(total, 0.5 * total[-1])]])
+
+
 def procrustes(source: FloatArray, target: FloatArray, weights: FloatArray | None = None) -> Similarity:
     """The similarity that best maps ``source`` (N, 3) onto ``target`` (N, 3), weighted least squares.
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from dust3r_ros.alignment.intrinsics import weighted_median
 from dust3r_ros.alignment.observations import MIN_SAMPLES, SampledEdge
 from dust3r_ros.data import FloatArray
-from dust3r_ros.geometry import procrustes
+from dust3r_ros.geometry import Similarity, procrustes, weighted_median
 
 INLIER = 0.06  # relative error at which a prediction's support for a proposal is halved
 TRIM_ROUNDS = 4
@@ -114,8 +113,8 @@ def robust_scale(source: FloatArray, target: FloatArray, weight: FloatArray) -> 
     return weighted_median(ratio[use], weight[use]) if np.count_nonzero(use) >= MIN_SAMPLES else float("nan")
 
 
-def robust_similarity(source: FloatArray, target: FloatArray, weight: FloatArray) -> tuple | None:
-    """(scale, rotation, translation) mapping points (3, G) onto others by trimmed Procrustes; None if degenerate."""
+def robust_similarity(source: FloatArray, target: FloatArray, weight: FloatArray) -> Similarity | None:
+    """The similarity that maps points (3, G) onto others, by trimmed Procrustes; None if degenerate."""
     use = weight > 0
     if np.count_nonzero(use) < MIN_SAMPLES:
         return None
@@ -131,11 +130,11 @@ def robust_similarity(source: FloatArray, target: FloatArray, weight: FloatArray
         error = np.linalg.norm(b - fit.apply(a), axis=1)
         spread = max(float(np.median(error)), 1e-12 * float(np.abs(b).max()))
         current = w / (1 + (error / (2 * spread)) ** 2) ** 2
-    return fit.scale, fit.rotation, fit.translation
+    return fit
 
 
-def pose_from_rays(rays: FloatArray, world: FloatArray, weight: FloatArray, rounds: int = 60) -> tuple | None:
-    """(rotation, centre) of a camera that sees world points (3, G) along rays (3, G).
+def pose_from_rays(rays: FloatArray, world: FloatArray, weight: FloatArray, rounds: int = 60) -> Similarity | None:
+    """Camera to world, of scale 1, for a camera that sees world points (3, G) along rays (3, G).
 
     Orthogonal iteration (Lu, Hager and Mjolsness, PAMI 2000): alternately the best similarity onto the points'
     projections on their rays, and the projections. None if degenerate.
@@ -156,7 +155,7 @@ def pose_from_rays(rays: FloatArray, world: FloatArray, weight: FloatArray, roun
         shift = (w * (unit * depth - camera)).sum(axis=1) / w.sum()
         camera = camera + shift[:, None]
         depth = np.maximum((camera * unit).sum(axis=0), 1e-3 * spread)
-    return fit.rotation.T, -fit.rotation.T @ shift
+    return Similarity(1.0, fit.rotation.T, -fit.rotation.T @ shift)
 
 
 def _first(edge: SampledEdge, rays: FloatArray) -> Placement:
@@ -190,9 +189,8 @@ def _propose(view: int, edge: SampledEdge, own: Sequence[SampledEdge], layout: L
         fit = robust_similarity(edge.points_j, layout.world(edge.j), edge.weight_j * (known > 0))
         if fit is None:
             return None
-        scale, rotation, centre = fit
         depth, weight = _own_depth(edge, layout.rays[view])
-        return _Proposal(rotation, centre, np.log(scale * depth), weight)
+        return _Proposal(fit.rotation, fit.translation, np.log(fit.scale * depth), weight)
     placed = layout.placed[edge.i]
     inside = layout.rays[edge.i] * np.exp(placed.log_depth)
     scale = robust_scale(edge.points_i, inside, edge.weight_i * (placed.known > 0))
@@ -201,24 +199,20 @@ def _propose(view: int, edge: SampledEdge, own: Sequence[SampledEdge], layout: L
     world = placed.rotation @ (scale * edge.points_j) + placed.centre[:, None]
     back = [e for e in own if e.j == edge.i] or sorted(own, key=lambda e: -e.strength)[:1]
     if back:
-        fit = robust_similarity(back[0].points_i, world, edge.weight_j * (back[0].weight_i > 0))
-        pose = fit[1:] if fit is not None else None
+        pose = robust_similarity(back[0].points_i, world, edge.weight_j * (back[0].weight_i > 0))
     else:
         pose = pose_from_rays(layout.rays[view], world, edge.weight_j)
-    if pose is None:
-        return None
-    return _seen_depth(view, pose[0], pose[1], world, edge.weight_j, layout)
+    return _seen_depth(pose, world, edge.weight_j) if pose is not None else None
 
 
-def _seen_depth(view: int, rotation: FloatArray, centre: FloatArray, world: FloatArray, weight: FloatArray,
-                layout: Layout) -> _Proposal | None:  # fmt: skip
-    """A proposal whose depths are those of world points (3, G) predicted for the view's own pixels."""
-    depth = (rotation.T @ (world - centre[:, None]))[2]
+def _seen_depth(pose: Similarity, world: FloatArray, weight: FloatArray) -> _Proposal | None:
+    """A proposal at ``pose`` (its scale aside) whose depths are those of world points (3, G) of the view's pixels."""
+    depth = (pose.rotation.T @ (world - pose.translation[:, None]))[2]
     known = np.where(depth > 0, weight, 0)
     if np.count_nonzero(known) < MIN_SAMPLES:
         return None
     depth = np.where(known > 0, depth, np.median(depth[known > 0]))
-    return _Proposal(rotation, centre, np.log(depth), known)
+    return _Proposal(pose.rotation, pose.translation, np.log(depth), known)
 
 
 def _propose_turn(view: int, edge: SampledEdge, layout: Layout) -> _Proposal | None:
@@ -231,7 +225,7 @@ def _propose_turn(view: int, edge: SampledEdge, layout: Layout) -> _Proposal | N
     fit = robust_similarity(directions, seen, edge.weight_j)
     if fit is None:
         return None
-    turn = fit[1] if edge.j == view else fit[1].T  # camera of the view to camera of the placed one
+    turn = fit.rotation if edge.j == view else fit.rotation.T  # camera of the view to camera of the placed one
     rays, target = layout.rays[view], layout.rays[other]
     turned = turn @ (rays / np.linalg.norm(rays, axis=0))
     match = turned.T @ (target / np.linalg.norm(target, axis=0))

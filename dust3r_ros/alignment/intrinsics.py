@@ -10,6 +10,7 @@ import numpy as np
 
 from dust3r_ros.alignment.observations import SampledEdge, Size
 from dust3r_ros.data import FloatArray, Intrinsics
+from dust3r_ros.geometry import weighted_median
 
 DEFAULT_FOCAL = 1.0  # of the longer image side, where no prediction says better: 53 degrees
 SPREAD_MAPS = 1000
@@ -81,13 +82,6 @@ def group_focals(
         name: int | str | tuple[int] = cameras[view] if share else (view,)
         groups.append(names.setdefault(name, len(names)))
     return FocalGroups(tuple(groups), len(names))
-
-
-def weighted_median(values: FloatArray, weights: FloatArray) -> float:
-    """The value (N,) at which half of the weight is reached."""
-    order = np.argsort(values)
-    total = np.cumsum(weights[order])
-    return float(values[order[np.searchsorted(total, 0.5 * total[-1])]])
 
 
 def view_focal(points: FloatArray, weight: FloatArray, positions: FloatArray, size: Size) -> float:

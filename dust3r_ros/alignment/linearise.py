@@ -96,8 +96,7 @@ def _outer_product(a: FloatArray, b: FloatArray) -> FloatArray:
 
 def own_errors(s: Sightings, rays: FloatArray, state: State, view: int) -> Errors:
     """Errors of the own-frame predictions (A, G)."""
-    radial, across, lateral2 = _own_residuals(s, rays, state, view)
-    del across
+    radial, _, lateral2 = _own_residuals(s, rays, state, view)
     return Errors(radial, lateral2)
 
 

@@ -19,6 +19,7 @@ from dust3r_ros.geometry import (
     rotation_angle_deg,
     rotation_from_quaternion,
     transform_points,
+    weighted_median,
 )
 
 seeds = st.integers(0, 2**32 - 1)
@@ -213,3 +214,8 @@ def test_intrinsics_convert_between_pixel_conventions() -> None:
 def test_impossible_intrinsics_are_refused(values: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Intrinsics(*values)
+
+
+def test_weighted_median_stands_at_half_of_the_weight():
+    assert weighted_median(np.array([5.0, 1, 3]), np.ones(3)) == 3
+    assert weighted_median(np.array([5.0, 1, 3]), np.array([9.0, 1, 1])) == 5
