@@ -146,6 +146,44 @@ def test_a_keyframe_that_shares_nothing_is_refused_and_the_walk_goes_on():
     assert compare(truth, estimates, only=[0, 1, 2, 4, 5]).worst < 5e-5
 
 
+def test_a_keyframe_that_fails_leaves_nothing_behind(monkeypatch):
+    truth = make_truth(6)
+    edges = predict_all(truth, window_pairs(6, 3))
+    aligner = IncrementalAligner(CONFIG, 3)
+    estimates = {}
+
+    def fail(*_, **__):
+        raise RuntimeError("no solution")
+
+    for k in range(6):
+        new = [e for e in edges if max(e.i, e.j) == k and (k == 3 or 3 not in (e.i, e.j))]
+        if k == 3:
+            with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no solution"):
+                patch.setattr("dust3r_ros.alignment.incremental.solve", fail)
+                aligner.add(k, new, camera="left", size=(24, 32))
+            assert (aligner.held_views, aligner.held_edges) == (3, 6)
+            continue
+        update = aligner.add(k, new, camera="left", size=(24, 32))
+        assert k not in update.moved and 3 not in update.moved
+        estimates.update({k: update.view, **update.moved})
+    assert compare(truth, estimates, only=[0, 1, 2, 4, 5]).worst < 5e-5
+
+
+def test_every_keyframe_has_a_focal_of_its_own_when_none_is_shared():
+    a, b = make_truth(8, focal=30.0), make_truth(8, focal=40.0)
+    truth = type(a)(a.poses, a.depths, [(a if k % 2 == 0 else b).intrinsics[k] for k in range(8)])
+    aligner = IncrementalAligner(AlignmentConfig(grid=24, share_focal=False), 3)
+    edges = predict_all(truth, window_pairs(8, 3), noise=0.01)
+    estimates = {}
+    for k in range(8):
+        new = [e for e in edges if max(e.i, e.j) == k]
+        update = aligner.add(k, new, camera="zoom", size=(24, 32))
+        estimates.update({k: update.view, **update.moved})
+    focals = [estimates[k].intrinsics.focal_px for k in range(8)]
+    assert len(set(focals)) == 8
+    assert focals == pytest.approx([30, 40] * 4, rel=1e-2)
+
+
 def test_depth_may_begin_after_a_turn_on_the_spot():
     truth = make_truth(6)
     truth.poses[:2, :3, 3] = 0

@@ -1,0 +1,167 @@
+"""What incremental alignment holds: the keyframes in reach, their predictions, and the cameras' focals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dust3r_ros.alignment.batch import initial_log_scale
+from dust3r_ros.alignment.initialise import Layout, Placement
+from dust3r_ros.alignment.intrinsics import DEFAULT_FOCAL, FocalTrack, edge_focal
+from dust3r_ros.alignment.linearise import own_focal_evidence
+from dust3r_ros.alignment.model import CUTOFF, FocalPrior, Lens, Problem, State, make_lens
+from dust3r_ros.alignment.observations import IntArray, SampledEdge, Size, collect_sightings, pixel_positions
+from dust3r_ros.alignment.result import Fit, view_intrinsics
+from dust3r_ros.data import Edge, FloatArray, Intrinsics
+
+
+@dataclass(eq=False)
+class WindowView:
+    """A keyframe in reach. ``known`` are its given intrinsics; ``pixels`` (G,) its sample pixels, flat indices."""
+
+    camera: str
+    size: Size
+    known: Intrinsics | None
+    pixels: IntArray
+    placement: Placement
+    registered: bool = False
+    frozen_focal: float | None = None  # log, once the view has left the window
+
+    @property
+    def has_depth(self) -> bool:
+        return bool((self.placement.known > 0).any())
+
+    @property
+    def positions(self) -> FloatArray:
+        return pixel_positions(self.size, self.pixels)
+
+
+@dataclass(eq=False)
+class Link:
+    """A prediction in reach, at full size and sampled, with the present log sigma of its unit."""
+
+    edge: Edge
+    sampled: SampledEdge
+    log_scale: float = 0.0
+
+
+class Window:
+    """The keyframes that alignment may still move, the older ones their predictions reach, and the cameras' focals.
+
+    ``active`` are the movable keyframes, oldest first; ``focals`` belong to the names in ``WindowView.camera``, those
+    of names without a keyframe in reach are kept when ``keep_focals``.
+    """
+
+    def __init__(self, size: int, keep_focals: bool) -> None:
+        self.size = size
+        self.keep_focals = keep_focals
+        self.views: dict[int, WindowView] = {}
+        self.active: list[int] = []
+        self.links: list[Link] = []
+        self.focals: dict[str, FocalTrack] = {}
+
+    def note_focals(self, camera: str, links: Sequence[Link]) -> None:
+        """Focals of the new own-frame maps; the first ones of a camera are its first estimate."""
+        self.focals.setdefault(camera, FocalTrack(float(np.log(DEFAULT_FOCAL))))
+        fresh = {name for name, track in self.focals.items() if not track.recent}
+        for link in links:
+            view = self.views[link.sampled.i]
+            if view.known is None:
+                focal = edge_focal(link.sampled, view.positions, view.size)
+                self.focals[view.camera].note([focal])
+        for name in fresh:
+            if self.focals[name].recent:
+                self.focals[name].log_focal = float(np.median(self.focals[name].recent))
+
+    def layout(self) -> Layout:
+        """All views in reach, at their present places."""
+        groups, log_focal = self._focal_state()
+        rays = {v: self._lens(view, groups).rays(log_focal) for v, view in self.views.items()}
+        return Layout(rays, {v: self.views[v].placement for v in self.views if self.views[v].registered})
+
+    def set_scales(self, links: Sequence[Link], layout: Layout) -> None:
+        """First scales of predictions between placed views."""
+        for link in links:
+            link.log_scale = initial_log_scale(link.sampled, layout)
+
+    def problem(self) -> tuple[Problem, State, tuple[int, ...]]:
+        """What is to be solved, where it starts, and the indices of its views."""
+        views = tuple(sorted(self.views))
+        index = {v: k for k, v in enumerate(views)}
+        groups, log_focal = self._focal_state()
+        held = np.array([v not in self.active for v in views])
+        sampled = [link.sampled for link in self.links]
+        sightings = []
+        for v, fixed in zip(views, held):
+            found = collect_sightings(sampled, v, len(self.views[v].pixels), index)
+            sightings.append(found.where(self.views[v].placement.known > 0) if fixed else found)
+        fixed_pose = held if held.any() else np.array([v == self.active[0] for v in views])
+        tracks = self.focals.values()
+        prior = FocalPrior(np.array([t.mean for t in tracks]), np.array([t.information for t in tracks]))
+        lenses = [self._lens(self.views[v], groups) for v in views]
+        problem = Problem(sightings, lenses, len(sampled), fixed_pose, held, prior)
+        placed = [self.views[v].placement for v in views]
+        state = State(
+            np.array([p.rotation for p in placed]),
+            np.array([p.centre for p in placed]),
+            np.array([link.log_scale for link in self.links]),
+            log_focal,
+            [p.log_depth for p in placed],
+        )
+        return problem, state, views
+
+    def take(self, fit: Fit) -> None:
+        """Keep the solution as the views' present estimates."""
+        state = fit.state
+        for k, v in enumerate(fit.views):
+            if v in self.active:
+                view, s = self.views[v], fit.problem.sightings[k]
+                seen = s.seen_weight * s.seen_parallax[:, None]
+                known = s.own_weight.sum(axis=0) + seen.sum(axis=0)
+                known = np.where(known > 0, known, view.placement.known)
+                view.placement = Placement(state.rotation[k], state.centre[k], state.log_depth[k], known)
+        for link, log_scale in zip(self.links, state.log_scale):
+            link.log_scale = float(log_scale)
+        for track, log_focal in zip(self.focals.values(), state.log_focal):
+            track.log_focal = float(log_focal)
+
+    def retire(self, fit: Fit | None) -> None:
+        """Freeze the keyframes that the next one pushes out of the window; forget what no longer touches it."""
+        leaving, self.active = self.active[: -self.size], self.active[-self.size :]
+        for v in leaving:
+            view = self.views[v]
+            track = self.focals[view.camera]
+            view.frozen_focal = track.log_focal
+            if fit is not None and view.known is None:
+                k = fit.views.index(v)
+                lens, s = fit.problem.lenses[k], fit.problem.sightings[k]
+                track.absorb(*own_focal_evidence(s, lens, fit.state, k, fit.noise, CUTOFF))
+        active = set(self.active)
+        self.links = [link for link in self.links if link.sampled.i in active or link.sampled.j in active]
+        reach = active.union(*((link.sampled.i, link.sampled.j) for link in self.links))
+        self.views = {v: view for v, view in self.views.items() if v in reach}
+        if not self.keep_focals:
+            cameras = {view.camera for view in self.views.values()}
+            self.focals = {name: track for name, track in self.focals.items() if name in cameras}
+
+    def forget(self, index: int) -> None:
+        """Take out a keyframe that could not be aligned, and its predictions."""
+        self.views.pop(index, None)
+        self.active = [v for v in self.active if v != index]
+        self.links = [link for link in self.links if index not in (link.sampled.i, link.sampled.j)]
+
+    def intrinsics(self, view: WindowView) -> Intrinsics:
+        """The view's given intrinsics, or those by its camera's present focal."""
+        return view_intrinsics(view.known, view.size, self.focals[view.camera].log_focal)
+
+    def _focal_state(self) -> tuple[dict[str, int], FloatArray]:
+        groups = {name: k for k, name in enumerate(self.focals)}
+        return groups, np.array([track.log_focal for track in self.focals.values()])
+
+    def _lens(self, view: WindowView, groups: Mapping[str, int]) -> Lens:
+        known = view.known
+        if known is None and view.frozen_focal is not None:
+            known = view_intrinsics(None, view.size, view.frozen_focal)
+        return make_lens(view.positions, view.size, known, groups[view.camera])
