@@ -88,7 +88,7 @@ class KeyframeConfig:
     """When an image becomes a keyframe."""
 
     min_parallax: float = option(
-        0.015, "Median image motion left after a pure rotation is taken out, as a fraction of the image width, "
+        0.015, "Median image motion left after a pure rotation is taken out, as a fraction of the longer side, "
         "that makes a keyframe", minimum=0.0, maximum=1.0, live=True)  # fmt: skip
     min_overlap: float = option(
         0.7, "Fraction of the last keyframe still in view below which a keyframe is taken even without parallax",

@@ -213,7 +213,7 @@ def _read_frames(path: Path, capture: Any, every: int) -> Iterator[VideoFrame]:
     while capture.grab():
         stamp_ns = round(1e6 * capture.get(cv2.CAP_PROP_POS_MSEC))
         if stamp_ns <= previous_ns:  # some containers carry no times
-            stamp_ns = round(index * period_ns) if index == 0 else previous_ns + round(period_ns)
+            stamp_ns = previous_ns + round(period_ns) if index else 0
         previous_ns = stamp_ns
         if index % every == 0:
             good, frame = capture.retrieve()

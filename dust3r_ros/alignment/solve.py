@@ -71,15 +71,10 @@ def estimate_noise(problem: Problem, state: State) -> Noise:
         maps = s.own_weight.shape[0] + int(s.seen_parallax.sum())
         freedom = 1.0 if problem.fixed_depth[view] else max(1 - 1 / max(maps, 1), 0.5)
         own, seen = own_errors(s, rays, state, view), seen_errors(s, rays, state, view)
-        for errors, weight, parallax in (
-            (own, s.own_weight, np.ones(len(s.own_edge))),
-            (seen, s.seen_weight, s.seen_parallax),
-        ):
-            use = weight > 0
-            if weight is s.seen_weight:
-                lateral2.append((errors.lateral2 * weight)[use])
-            use &= parallax[:, None] > 0
-            radial.append((np.abs(errors.radial) * np.sqrt(weight / freedom))[use])
+        # Across the line of sight only other-frame maps count: own-frame ones may lie on their rays by construction.
+        lateral2.append((seen.lateral2 * s.seen_weight)[s.seen_weight > 0])
+        for errors, weight in ((own, s.own_weight), (seen, s.seen_weight * (s.seen_parallax[:, None] > 0))):
+            radial.append((np.abs(errors.radial) * np.sqrt(weight / freedom))[weight > 0])
     along, across = (np.concatenate(values) for values in (radial, lateral2))
     sigma_radial = 1.4826 * float(np.median(along)) if along.size else 0.0
     sigma_lateral = float(np.sqrt(np.median(across) / (2 * np.log(2)))) if across.size else 0.0
