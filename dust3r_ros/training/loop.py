@@ -118,7 +118,8 @@ class Run:
         self._log(None)
         self.save()
         measured = None if stopped() else self.measure()
-        record.draw_curves(self.folder)
+        if measured is not None:
+            record.draw_curves(self.folder)
         finished = self.progress.pairs >= self.config.pairs
         return RunResult(self.progress, finished, stopped(), measured)
 
