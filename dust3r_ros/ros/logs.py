@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rclpy.impl.logging_severity import LoggingSeverity
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 
@@ -31,12 +32,15 @@ class RosLogHandler(logging.Handler):
 
 @contextmanager
 def forwarded_logs(logger: RcutilsLogger) -> Iterator[None]:
-    """While in this block, the package's log messages of level INFO and above go to a node's logger."""
+    """While in this block, the package's log messages go to a node's logger.
+
+    Those of level INFO and above; all where the logger shows DEBUG.
+    """
     package = logging.getLogger("dust3r_ros")
     handler = RosLogHandler(logger)
     before = package.level
     package.addHandler(handler)
-    package.setLevel(logging.INFO)
+    package.setLevel(logging.DEBUG if logger.is_enabled_for(LoggingSeverity.DEBUG) else logging.INFO)
     try:
         yield
     finally:

@@ -102,9 +102,9 @@ class Dust3rNode(Node):
             kind, to_rgb, topic = CompressedImage, compressed_to_rgb, f"{topic}/compressed"
         else:
             kind, to_rgb = Image, compat.rgb_of
-        images = self.create_subscription(kind, topic, lambda message: self._on_image(message, to_rgb), qos)
-        if self.config.reconstructor.intrinsics == "given":
+        if self.config.reconstructor.intrinsics == "given":  # first, since the executor keeps this order
             self.create_subscription(CameraInfo, "camera_info", self._on_camera_info, image_qos("best_effort", 5))
+        images = self.create_subscription(kind, topic, lambda message: self._on_image(message, to_rgb), qos)
         info = self._reconstructor.info
         self.get_logger().info(f"waiting for images on {images.topic_name}; model {info.name} on {info.device}")
 
