@@ -91,7 +91,7 @@ def main() -> int:
         message = (compressed if name in COMPRESSED else raw)(name, layered_view(STEP_X * place))
         message.header = header_of(stamp_of(place), FRAME)
         images.publish(message)
-        images.wait_for_all_acked(Duration(seconds=PATIENCE_S))
+    images.wait_for_all_acked(Duration(seconds=PATIENCE_S))
     rclpy.shutdown()
     return 0
 

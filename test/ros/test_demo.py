@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from layers import FOCAL_PX, HEIGHT, WIDTH, layered_view
 
 pytest.importorskip("rclpy", reason="no ROS 2")
 pytest.importorskip("dust3r_ros.msg", reason="the workspace is not built or sourced: make build, . tools/env.sh")
@@ -22,7 +22,6 @@ from dust3r_ros.images import load_image
 from dust3r_ros.mapping.export import read_cloud
 from dust3r_ros.ros import demo
 from dust3r_ros.ros.bag_writer import write_bag
-from dust3r_ros.training.sequences import walk_through_room
 
 QUICK = ("image_size:=256", "window:=2", "map_period:=0.2")
 
@@ -43,13 +42,15 @@ def no_child_left() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # many small steps: on a busy machine threads would mostly wait for each other
-    try:
-        sequence = walk_through_room(40, 320, 240, rate_hz=10.0)
-        return write_bag((sequence.frame(i) for i in range(0, 40, 2)), tmp_path_factory.mktemp("bag") / "walk")
-    finally:
-        torch.set_num_threads(threads)
+    k = Intrinsics.from_focal(FOCAL_PX, WIDTH, HEIGHT)
+    frames = [PosedFrame(layered_view(0.05 * i), 10**18 + i * 10**8, k, placed(0.05 * i), None) for i in range(20)]
+    return write_bag(frames, tmp_path_factory.mktemp("bag") / "walk")
+
+
+def placed(x: float) -> np.ndarray:
+    pose = np.eye(4)
+    pose[0, 3] = x
+    return pose
 
 
 def still(image: np.ndarray, count: int) -> Iterator[PosedFrame]:
@@ -122,21 +123,33 @@ run_demo(Path(sys.argv[1]), Path(sys.argv[2]), DemoOptions(rate=0.1), lambda lin
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_demo_told_to_stop_takes_its_children_along(walk: Path, tmp_path: Path, number: signal.Signals) -> None:
-    out = tmp_path / f"stopped-{number.name}"
-    command = [sys.executable, "-c", STARTED, str(walk), str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout is not None
-        assert "playing" in process.stdout.readline()
-        children = _children(process.pid)
-        assert len(children) >= 1  # the node; the player follows
-        process.send_signal(number)
-        assert process.wait(20) != 0
+def test_a_demo_told_to_stop_takes_its_children_along(walk: Path, tmp_path: Path) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    started = [(starting(walk, tmp_path / n.name, 1 + (os.getpid() + int(n)) % 100), n) for n in numbers]
+    left: list[int] = []
+    for process, number in started:
+        with process:
+            assert process.stdout is not None
+            assert "playing" in process.stdout.readline()
+            children = _children(process.pid)
+            assert len(children) >= 1  # the node; the player follows
+            left += children
+            process.send_signal(number)
+            assert process.wait(20) != 0
     deadline = time.monotonic() + 5.0
-    while left := [pid for pid in children if Path(f"/proc/{pid}").exists()]:
+    while left := [pid for pid in left if Path(f"/proc/{pid}").exists()]:
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
+
+
+def starting(bag: Path, out: Path, domain: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", STARTED, str(bag), str(out)],
+        env={**os.environ, "ROS_DOMAIN_ID": str(domain)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
 
 
 def _children(parent: int) -> list[int]:
