@@ -227,3 +227,17 @@ def test_wrong_options_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="pairs must be at least 1, got 0"):
         train(tmp_path, {"pairs": 0}, source=WALLS)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_renders_trains_and_measures(tmp_path):
+    given = {"device": "cuda", "pairs": 600, "batch": 8, "textures": 64, "assess_pairs": 20}
+    first = train(tmp_path, given, report=after(300))
+    assert first.interrupted
+    result = train(tmp_path, {"device": "cuda"})
+    assert result.finished
+    assert result.assessment is not None
+    assert result.assessment.pairs >= 20
+    assert read_rows(tmp_path / record.ERRORS, ErrorRow)[-1].rotation_deg == pytest.approx(
+        result.assessment.model.rotation_deg, rel=1e-4
+    )
