@@ -110,9 +110,11 @@ class Dust3rNode(Node):
 
     def _serve(self) -> None:
         group = self._waiting_group
-        self.create_service(Trigger, "~/reset", self._on_reset, callback_group=group)
+        reset: Any = self._on_reset  # rclpy's executor knows coroutines, its types do not
+        save: Any = self._on_save_map
+        self.create_service(Trigger, "~/reset", reset, callback_group=group)
         self.create_service(SetBool, "~/pause", self._on_pause)
-        self.create_service(SaveMap, "~/save_map", self._on_save_map, callback_group=group)
+        self.create_service(SaveMap, "~/save_map", save, callback_group=group)
 
     # Callbacks of the executor: quick, and never waiting for the worker.
 
