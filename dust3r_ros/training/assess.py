@@ -95,11 +95,15 @@ def assess(model: Dust3rNetwork, pairs: PairBatch, *, batch: int = 16, bfloat16:
 
 def relative_pose(forward: Pointmaps, backward: Pointmaps, number: int) -> Similarity:
     """The second camera in the first's frame for one pair of a batch: what takes the second view's own points
-    (``backward``: the pair the other way round) onto those predicted in the first's frame.
+    (``backward``: the pair the other way round) onto those predicted in the first's frame. The same pose where there is
+    no such thing.
     """
     weight = torch.minimum(forward.conf_j[number], backward.conf_i[number])
     own, other = backward.points_i[number].reshape(-1, 3), forward.points_j[number].reshape(-1, 3)
-    return procrustes(own.cpu().numpy(), other.cpu().numpy(), weight.flatten().cpu().numpy())
+    try:
+        return procrustes(own.cpu().numpy(), other.cpu().numpy(), weight.flatten().cpu().numpy())
+    except (ValueError, np.linalg.LinAlgError):  # points that are not finite, or all in one place
+        return Similarity.identity()
 
 
 def _errors(batch: PairBatch, forward: Pointmaps, backward: Pointmaps) -> list[tuple[float, float, float]]:
@@ -129,17 +133,28 @@ def _against_truth(
     errors = []
     for number, pose in enumerate(truth):
         rotation = float(rotation_angle_deg(rotations[number].T @ pose[:3, :3]))
-        use = valid[number] & (depth[number] > 0)
-        if not use.any():
+        known = valid[number]
+        if not known.any():
             continue
-        near = np.linalg.norm(pose[:3, 3]) < _LEAST_BASELINE * true_depth[number][use].mean()
+        near = np.linalg.norm(pose[:3, 3]) < _LEAST_BASELINE * true_depth[number][known].mean()
         direction = float("nan") if near else _angle_deg(translations[number], pose[:3, 3])
-        ratio = depth[number][use] / true_depth[number][use]
-        errors.append((rotation, direction, float(np.abs(ratio / np.median(ratio) - 1).mean())))
+        errors.append((rotation, direction, _absrel(depth[number][known], true_depth[number][known])))
     return errors
 
 
+def _absrel(depth: FloatArray, truth: FloatArray) -> float:
+    """Mean relative error after the median scale; a depth that is not positive and finite has an error of 1."""
+    use = np.isfinite(depth) & (depth > 0)
+    ratio = depth[use] / truth[use]
+    wrong = np.ones(len(truth))
+    wrong[use] = np.abs(ratio / np.median(ratio) - 1) if len(ratio) else 1.0
+    return float(wrong.mean())
+
+
 def _angle_deg(a: FloatArray, b: FloatArray) -> float:
+    """Between two directions; as for a random one where there is none."""
+    if not np.linalg.norm(a) > 0:
+        return 90.0
     return float(np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b)), a @ b)))
 
 

@@ -62,6 +62,22 @@ def test_a_known_depth_error_is_measured():
     assert assess(Knowing(PAIRS, bend), PAIRS).model.absrel == pytest.approx(0.5 * 0.25, abs=0.03)
 
 
+def test_depths_behind_the_camera_are_wrong():
+    def bend(i: torch.Tensor, j: torch.Tensor):
+        sign = torch.ones(i.shape[1], 1, 1)
+        sign[::2] = -1
+        return i * sign, j
+
+    assert assess(Knowing(PAIRS, bend), PAIRS).model.absrel == pytest.approx(0.5, abs=0.03)
+
+
+def test_predictions_that_are_not_finite_count_as_the_same_pose():
+    found = assess(Knowing(PAIRS, lambda i, j: (i * math.nan, j)), PAIRS)
+    assert found.model.rotation_deg == pytest.approx(found.trivial.rotation_deg)
+    assert found.model.direction_deg == 90
+    assert found.model.absrel == 1.0
+
+
 def test_the_guesses_are_what_they_are_called():
     found = assess(Knowing(PAIRS), PAIRS)
     angles = [
