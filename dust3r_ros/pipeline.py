@@ -42,6 +42,8 @@ def load_predictor(config: ReconstructorConfig) -> PairPredictor[Any]:
     if config.checkpoint == "geometric":
         from dust3r_ros.geometric import GeometricPredictor
 
+        if config.device not in ("auto", "cpu"):
+            log.warning("geometric runs on the processor: device %s is not used", config.device)
         return GeometricPredictor()
     from dust3r_ros.network import NetworkPredictor, load_model
 
@@ -285,4 +287,6 @@ def reconstruct(
     edges = [Edge(i, j, prediction) for (i, j), prediction in zip(pairs, predictions)]
     scene = align(edges, len(sources), config.alignment, intrinsics=known, cameras=cameras)
     report("align", 1, 1)
+    if not any((view.depth > 0).any() for view in scene.views):
+        log.warning("no point could be placed: the images show no parallax between them")
     return BatchResult(scene, tuple(prepared))

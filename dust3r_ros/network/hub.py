@@ -69,11 +69,11 @@ def _how_to_get(repository: str, error: Exception) -> str:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     place = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return (
         f"cannot get {WEIGHTS_FILE} and {CONFIG_FILE} of {repository}: they are not in {place}, and the hub gave: "
-        f"{reason}. Where there is a network, run 'hf download {repository} {CONFIG_FILE} {WEIGHTS_FILE}' and copy "
-        f"that folder here, or name a checkpoint by its path"
+        f"{reason.rstrip('.')}. Where there is a network, run 'hf download {repository} {CONFIG_FILE} {WEIGHTS_FILE} "
+        f"--local-dir FOLDER', copy that folder to this machine and name it as the checkpoint"
     )
 
 

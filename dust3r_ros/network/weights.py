@@ -77,7 +77,10 @@ def locate(name: str | Path) -> Path:
     repository = None if isinstance(name, Path) or path.suffix in (".pth", ".safetensors") else repository_of(name)
     if repository is None:
         known = ", ".join([TINY, *PUBLISHED])
-        raise CheckpointError(f"no model {str(name)!r}: neither a file or folder, nor one of {known}, nor owner/name")
+        raise CheckpointError(
+            f"no model {str(name)!r}: neither a file or folder, nor one of {known}, nor owner/name; "
+            f"'geometric' needs no model"
+        )
     return fetch(repository)
 
 
