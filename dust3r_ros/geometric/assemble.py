@@ -9,7 +9,15 @@ import numpy as np
 from dust3r_ros.data import BoolArray, FloatArray, Intrinsics, PairPrediction, PairState
 from dust3r_ros.geometric.depth import DepthMap
 from dust3r_ros.geometric.pair import PairGeometry
-from dust3r_ros.geometry import backproject, invert_pose, make_pose, pixel_rays, project, transform_points
+from dust3r_ros.geometry import (
+    backproject,
+    invert_pose,
+    make_pose,
+    pixel_rays,
+    project,
+    transform_points,
+    weighted_median,
+)
 
 MIN_COMMON = 200  # pixels
 NO_PARALLAX_CONFIDENCE = 0.1
@@ -36,13 +44,6 @@ class ReferenceDepth:
         if self.depth is None:
             self.depth = np.zeros(scaled_depth.shape, np.float32)
         self.depth = np.where((self.depth == 0) & known, scaled_depth, self.depth).astype(np.float32)
-
-
-def weighted_median(values: FloatArray, weights: FloatArray) -> float:
-    """The value (N,) at which half of the weight (N,) lies to each side."""
-    order = np.argsort(values)
-    cumulated = np.cumsum(weights[order])
-    return float(values[order[np.searchsorted(cumulated, cumulated[-1] / 2)]])
 
 
 def directed_prediction(

@@ -6,7 +6,7 @@ from geometric_scenes import ROOM, K, pose_of, relative_pose, shoot
 from scipy.spatial.transform import Rotation
 
 from dust3r_ros.data import PairState
-from dust3r_ros.geometric.assemble import ReferenceDepth, weighted_median
+from dust3r_ros.geometric.assemble import ReferenceDepth
 from dust3r_ros.geometric.depth import DepthMap, epipolar_depth
 from dust3r_ros.geometric.epipolar import match_along_epipolar_lines
 from dust3r_ros.geometric.focal import CANDIDATES, PRIOR_SPREAD, FocalCalibrator, SizedMatches, relative_focal
@@ -208,8 +208,3 @@ def test_reference_depth_keeps_one_scale():
     reference.extend(first * depth, full.confidence > 0)
     half = DepthMap(np.where(np.arange(50) < 25, 7 * depth, 0), np.where(np.arange(50) < 25, np.ones((40, 50)), 0))
     assert reference.scale_of(half) == pytest.approx(first / 7, rel=1e-5)
-
-
-def test_weighted_median():
-    assert weighted_median(np.array([3.0, 1.0, 2.0]), np.array([1.0, 1.0, 1.0])) == 2
-    assert weighted_median(np.array([3.0, 1.0, 2.0]), np.array([5.0, 1.0, 1.0])) == 3
