@@ -120,7 +120,7 @@ class MapConfig:
         0.25, "Quantile of each keyframe's confidence below which its points stay out of the map",
         minimum=0.0, maximum=1.0, live=True)  # fmt: skip
     voxel_size: float = option(
-        0.01, "Edge of a map voxel as a fraction of the first keyframe's median depth; 0 keeps every point",
+        0.005, "Edge of a map voxel as a fraction of the first keyframe's median depth; 0 keeps every point",
         minimum=0.0, maximum=1.0)  # fmt: skip
     max_depth_step: float = option(
         0.1, "A point stays out of the map when a neighbouring pixel's depth differs by more than this fraction; "
