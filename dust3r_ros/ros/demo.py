@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 START_S = 60.0  # for the node to load its model and be found
 DRAIN_S = 60.0  # for the node to finish the keyframes it still has
 IDLE_S = 2.0
+IMAGE_PX = 384  # long side: two cores keep up with a recording played slowly, at 512 they do not
 TOTAL_S = 165.0  # rendering, starting, playing and finishing; drawing comes after
 SPARE_S = 10.0  # of that for finishing, at least
 USUAL_PLAY_S, SLOWEST = 75.0, 0.25
@@ -148,7 +149,9 @@ def _node_arguments(source: _Source, options: DemoOptions) -> list[str]:
         arguments += ["-r", f"/camera_info:={source.info_topic}"]
     # A robot wants the newest keyframes; a demo on a slow machine wants all, and waits for them at the end.
     transport = f"image_transport:={'compressed' if compressed else 'raw'}"
-    own = (transport, "image_reliability:=reliable", f"image_history:={HISTORY}", "queue_size:=50")
+    own = [transport, "image_reliability:=reliable", f"image_history:={HISTORY}", "queue_size:=50"]
+    if not any(parameter.startswith("checkpoint:=") for parameter in options.parameters):
+        own.append(f"image_size:={IMAGE_PX}")  # for geometric; a network has its own
     for parameter in (*own, *options.parameters):
         arguments += ["-p", parameter]
     return arguments

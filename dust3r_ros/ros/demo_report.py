@@ -46,13 +46,14 @@ class DemoResult:
         recorded = self.recorded
         status = recorded.status
         assert status is not None  # a result has one
-        dropped = f"{status.dropped_queue_full} skipped while busy, {status.dropped_failed} not placed"
+        left = f"{status.dropped_queue_full} skipped while busy, {status.dropped_failed} not placed"
+        left += f", {status.queue_length} not reached in time" if status.queue_length else ""
         return [
             ("recording", f"{self.played.path}, played at {self.played.rate:.2g} times its speed"),
             ("model", f"{status.model} on {status.device}{'' if status.trained else ' (not trained)'}"),
             ("frames received", f"{status.frames_received} of {self.played.frames}"),
-            ("keyframes", f"{status.keyframes} ({dropped})"),
-            ("rate", f"{_rate(recorded):.1f} keyframes/s, latency {status.latency_ms:.0f} ms"),
+            ("keyframes", f"{status.keyframes} ({left})"),
+            ("rate", self._rate_text()),
             ("points", f"{len(recorded.cloud)} in the map, {sum(recorded.points.values())} in keyframe clouds"),
             ("focal", self._focal_text()),
             ("error", self._error_text()),
@@ -66,6 +67,13 @@ class DemoResult:
         rows = self.rows()
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+    def _rate_text(self) -> str:
+        path, status = self.recorded.path, self.recorded.status
+        assert status is not None
+        recorded_s = 1e-9 * (path[-1][0] - path[0][0])
+        text = f"{(len(path) - 1) / recorded_s:.1f} keyframes in a recorded second, " if recorded_s > 0 else ""
+        return f"{text}the last ready {1e-3 * status.latency_ms:.1f} s after its image"
 
     def _focal_text(self) -> str:
         status = self.recorded.status
@@ -144,10 +152,3 @@ def _draw(result: DemoResult, poses: FloatArray, picture: Path) -> None:
         title=f"{result.played.path.name}: {rows['frames received']} frames, {len(poses)} keyframes",
         caption=f"focal {rows['focal']}\n{rows['error']}",
     )
-
-
-def _rate(recorded: Recorded) -> float:
-    """Keyframes a second, in the recording's time."""
-    if len(recorded.path) < 2:
-        return 0.0
-    return (len(recorded.path) - 1) / max(1e-9 * (recorded.path[-1][0] - recorded.path[0][0]), 1e-9)
