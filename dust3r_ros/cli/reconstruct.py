@@ -69,16 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     write_results(result, out)
     if arguments.picture:
         draw_result(result, out / "report.png", title=str(arguments.images[0]))
-    summary = Summary(
-        model=result.info.name,
-        frames=result.images,
-        keyframes=result.tried,
-        registered=len(result.views),
-        seconds=result.seconds,
-        points=len(result.cloud),
-        focal_px=result.focal_px,
-    )
-    print(text_table([*summary_rows(summary), ("written", str(out))]))
+    print(text_table([*summary_rows(Summary.of(result)), ("written", str(out))]))
     return 0
 
 

@@ -131,15 +131,4 @@ def _summary(result: Reconstruction, truth_ns: list[int], truth: list[Any]) -> S
         estimated = np.stack([result.views[i].camera_to_world for i, _ in pairs])
         errors = pose_errors(estimated, np.stack([truth[j] for _, j in pairs]))
         length = path_length(np.stack(truth))
-    return Summary(
-        model=result.info.name,
-        frames=result.images,
-        keyframes=result.tried,
-        registered=len(result.views),
-        seconds=result.seconds,
-        points=len(result.cloud),
-        focal_px=result.focal_px,
-        errors=errors,
-        path_length=length,
-        unit="m",
-    )
+    return Summary.of(result, errors=errors, path_length=length, unit="m")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dust3r_ros.evaluation.metrics import PoseErrors
+from dust3r_ros.evaluation.results import Reconstruction
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,26 @@ class Summary:
     errors: PoseErrors | None = None
     path_length: float | None = None
     unit: str = ""
+
+    @classmethod
+    def of(
+        cls, result: Reconstruction, *, true_focal_px: float | None = None, errors: PoseErrors | None = None,
+        path_length: float | None = None, unit: str = "",
+    ) -> Summary:  # fmt: skip
+        """The summary of a reconstruction, with what is known of the truth."""
+        return cls(
+            model=result.info.name,
+            frames=result.images,
+            keyframes=result.tried,
+            registered=len(result.views),
+            seconds=result.seconds,
+            points=len(result.cloud),
+            focal_px=result.focal_px,
+            true_focal_px=true_focal_px,
+            errors=errors,
+            path_length=path_length,
+            unit=unit,
+        )
 
 
 def summary_rows(summary: Summary) -> list[tuple[str, str]]:

@@ -164,14 +164,8 @@ def summarise(pack: Pack, evaluation: Evaluation) -> Summary:
     """What is printed after an evaluation."""
     result = evaluation.result
     focals = [pack.frames[view.number].intrinsics.focal_px for view in result.views]
-    return Summary(
-        model=result.info.name,
-        frames=result.images,
-        keyframes=result.tried,
-        registered=len(result.views),
-        seconds=result.seconds,
-        points=len(result.cloud),
-        focal_px=result.focal_px,
+    return Summary.of(
+        result,
         true_focal_px=float(np.median(focals)) if focals else None,
         errors=evaluation.errors,
         path_length=evaluation.metrics.path_length,
