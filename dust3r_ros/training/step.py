@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dust3r_ros.config import TrainingConfig
 from dust3r_ros.network import Dust3rNetwork
 from dust3r_ros.training.correspondence import AttentionProbe
 from dust3r_ros.training.croco import Completion, CompletionHead, random_mask
@@ -32,7 +33,7 @@ class StepSettings:
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     alpha: float = 0.2
-    matching: float = 0.1
+    matching: float = TrainingConfig.matching
     mask_ratio: float = 0.9
     ema_pairs: int = 20_000
     ramp_steps: int = 100
