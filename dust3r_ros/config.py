@@ -188,6 +188,9 @@ class TrainingConfig:
     precision: str = option(
         "auto", "Precision of the matrix products; auto is bfloat16 where the hardware has it",
         choices=("auto", "float32", "bfloat16"))  # fmt: skip
+    execution: str = option(
+        "eager", "Compiled fuses the network's operations: faster steps, after a minute or two for each image size; on "
+        "a CPU it needs a C++ compiler", choices=("eager", "compiled"))  # fmt: skip
     uses: int = option(4, "Times a rendered pair is used, with new camera flaws each time", minimum=1, maximum=100)
     pool: int = option(2048, "Rendered pairs kept in memory", minimum=64, maximum=1_000_000)
     workers: int = option(

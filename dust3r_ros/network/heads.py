@@ -1,5 +1,8 @@
 """Heads that turn one view's tokens into a pointmap and a confidence, in float32.
 
+Their output is planar, the channels before the pixels, and in the order of pixels that costs nothing: what is made of
+it point by point is done there, and only the result is put in the order of an image (``image_from``).
+
 ``LinearHead`` predicts each token's patch of pixels at once. ``DptHead`` is the dense prediction transformer of
 Ranftl et al. 2021 ("Vision Transformers for Dense Prediction", section 3): four stages of tokens are made into
 feature maps of four resolutions and fused from coarse to fine. Module names are those of the published state dicts.
@@ -24,11 +27,11 @@ def make_head(config: NetworkConfig) -> LinearHead | DptHead:
 
 
 def points_from(raw: Tensor) -> Tensor:
-    """Points from a head's xyz channels (..., 3): their direction kept, their length ``d`` made ``exp(d) - 1``.
+    """Points from a head's xyz channels (B, 3, ...): their direction kept, their length ``d`` made ``exp(d) - 1``.
 
     Smooth at zero, where the point is the camera centre.
     """
-    length = raw.norm(dim=-1, keepdim=True).clamp(min=1e-8)
+    length = raw.square().sum(dim=1, keepdim=True).clamp(min=1e-16).sqrt()
     return raw * (torch.expm1(length) / length)
 
 
@@ -37,28 +40,44 @@ def confidence_from(raw: Tensor, minimum: float, maximum: float) -> Tensor:
     return minimum + raw.exp().clamp(max=maximum - minimum)
 
 
+def tiles_from(image: Tensor, tile: int) -> Tensor:
+    """Pixels (..., H, W) tile by tile: (..., T, tile^2), tiles and the pixels within each in raster order."""
+    rows, columns = image.shape[-2] // tile, image.shape[-1] // tile
+    cut = image.unflatten(-1, (columns, tile)).unflatten(-3, (rows, tile))
+    return cut.transpose(-3, -2).flatten(-2).flatten(-3, -2)
+
+
+def image_from(planar: Tensor, grid: tuple[int, int], tile: int) -> Tensor:
+    """Images (B, H, W, C) of planar ones: (B, C, T, tile^2) on a (rows, columns) grid, or (B, C, H, W) for tile 0."""
+    if not tile:
+        return planar.permute(0, 2, 3, 1).contiguous()
+    cut = planar.unflatten(3, (tile, tile)).unflatten(2, grid)  # (B, C, rows, columns, tile, tile)
+    return cut.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
+
+
 class LinearHead(nn.Module):
     """One linear layer from a token to all pixels of its patch."""
 
     stages: tuple[int, ...]  # outputs read: 0 is the encoder's, k the k-th decoder block's
+    tile: int  # pixels come tile by tile, of this side
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.stages = (config.dec_depth,)
-        self.patch = config.patch
+        self.tile = config.patch
         self.proj = nn.Linear(config.dec_dim, CHANNELS * config.patch**2)
 
     def forward(self, tokens: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
-        """One tensor of tokens (B, N, C) on a (rows, columns) grid to (B, 4, H, W)."""
+        """One tensor of tokens (B, N, C) on a (rows, columns) grid to (B, 4, N, patch^2), see ``tiles_from``."""
         (last,) = tokens
-        patches = self.proj(last.float()).transpose(1, 2).unflatten(-1, grid)
-        return functional.pixel_shuffle(patches, self.patch)
+        return self.proj(last.float()).unflatten(-1, (CHANNELS, -1)).transpose(1, 2)
 
 
 class DptHead(nn.Module):
     """Reads the encoder's output and the decoder's after half, three quarters and all of its blocks."""
 
     stages: tuple[int, ...]
+    tile = 0  # pixels come in the order of the image
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()

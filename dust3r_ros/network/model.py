@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dust3r_ros.network.architecture import ModelSource, NetworkConfig
-from dust3r_ros.network.heads import confidence_from, make_head, points_from
+from dust3r_ros.network.heads import confidence_from, image_from, make_head, points_from
 from dust3r_ros.network.layers import DecoderBlock, EncoderBlock, PatchEmbed, norm
 from dust3r_ros.network.rope import RotationCache
 
@@ -23,6 +23,19 @@ class Pointmaps:
     """Both views' points in camera i's frame, float32, of a batch of B pairs.
 
     ``points_i`` (B, H, W, 3), ``conf_i`` (B, H, W), and for view j likewise at its own size.
+    """
+
+    points_i: Tensor
+    conf_i: Tensor
+    points_j: Tensor
+    conf_j: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PlanarMaps:
+    """What ``Pointmaps`` holds, the coordinates first and the pixels in the heads' order (``Dust3rNetwork.tile``).
+
+    ``points_*`` (B, 3, *pixels) and ``conf_*`` (B, *pixels), float32.
     """
 
     points_i: Tensor
@@ -65,6 +78,11 @@ class Dust3rNetwork(nn.Module):
         """The precision of the transformer blocks and of the tokens; heads and outputs are float32 always."""
         return self.patch_embed.proj.weight.dtype
 
+    @property
+    def tile(self) -> int:
+        """The order of pixels in ``PlanarMaps``: tile by tile (T, tile^2), see ``tiles_from``; 0 for an image's."""
+        return self.downstream_head1.tile
+
     def set_dtype(self, dtype: torch.dtype) -> Dust3rNetwork:
         """Compute the blocks in ``dtype`` (float32, bfloat16, float16); norms and heads stay float32."""
         for part in (self.patch_embed, self.enc_blocks, self.decoder_embed, self.dec_blocks, self.dec_blocks2):
@@ -72,6 +90,12 @@ class Dust3rNetwork(nn.Module):
                 if isinstance(module, nn.Linear | nn.Conv2d):
                     module.to(dtype)
         return self
+
+    def prepare(self, size: tuple[int, int]) -> None:
+        """Make the tables that images (H, W) need: code compiled around the network then finds them made."""
+        grid = self._grid(size)
+        for rotations in (self._enc_rotations, self._dec_rotations):
+            rotations.get(grid, self.device)
 
     def encode(self, images: Tensor) -> Tensor:
         """Tokens (B, N, C) of images (B, 3, H, W) in [-1, 1], RGB; sides are multiples of the patch size.
@@ -94,6 +118,20 @@ class Dust3rNetwork(nn.Module):
         ``size_i`` and ``size_j`` are the images' (H, W) in pixels; the second is the first's when not given.
         Raises ValueError when tokens and sizes do not fit together.
         """
+        size_j = size_j or size_i
+        maps = self.decode_planar(tokens_i, tokens_j, size_i, size_j)
+        i, j = ((self._grid(size), self.tile) for size in (size_i, size_j))
+        return Pointmaps(
+            image_from(maps.points_i, *i),
+            image_from(maps.conf_i[:, None], *i)[..., 0],
+            image_from(maps.points_j, *j),
+            image_from(maps.conf_j[:, None], *j)[..., 0],
+        )
+
+    def decode_planar(
+        self, tokens_i: Tensor, tokens_j: Tensor, size_i: tuple[int, int], size_j: tuple[int, int] | None = None
+    ) -> PlanarMaps:
+        """As ``decode``, without putting the pixels in the order of an image."""
         grid_i, grid_j = self._grid(size_i), self._grid(size_j or size_i)
         self._check_tokens(tokens_i, grid_i, "tokens_i")
         self._check_tokens(tokens_j, grid_j, "tokens_j")
@@ -101,14 +139,14 @@ class Dust3rNetwork(nn.Module):
             raise ValueError(f"tokens_i and tokens_j must be as many, got {len(tokens_i)} and {len(tokens_j)}")
         features_i, features_j = self._features(tokens_i, tokens_j, grid_i, grid_j)
         with torch.autocast(self.device.type, enabled=False):
-            raw_i = self.downstream_head1(features_i, grid_i).permute(0, 2, 3, 1)
-            raw_j = self.downstream_head2(features_j, grid_j).permute(0, 2, 3, 1)
+            raw_i = self.downstream_head1(features_i, grid_i)
+            raw_j = self.downstream_head2(features_j, grid_j)
         _, low, high = self.config.conf_mode
-        return Pointmaps(
-            points_from(raw_i[..., :3]),
-            confidence_from(raw_i[..., 3], low, high),
-            points_from(raw_j[..., :3]),
-            confidence_from(raw_j[..., 3], low, high),
+        return PlanarMaps(
+            points_from(raw_i[:, :3]),
+            confidence_from(raw_i[:, 3], low, high),
+            points_from(raw_j[:, :3]),
+            confidence_from(raw_j[:, 3], low, high),
         )
 
     def _features(

@@ -20,7 +20,6 @@ from dust3r_ros.training.pairs import (
     RenderedPairs,
     RenderSettings,
     network_images,
-    pair_geometry,
 )
 
 BASELINE = (0.03, 2.0)  # metres
@@ -127,9 +126,8 @@ def _against_truth(
     batch: PairBatch, rotations: Sequence[FloatArray], translations: Sequence[FloatArray], depth: FloatArray
 ) -> list[tuple[float, float, float]]:
     truth = batch.second_to_first.double().cpu().numpy()
-    geometry = pair_geometry(batch)
-    true_depth = geometry.points[0][..., 2].cpu().numpy()
-    valid = geometry.valid[0].cpu().numpy()
+    true_depth = batch.depth[:, 0].float().cpu().numpy()
+    valid = true_depth > 0
     errors = []
     for number, pose in enumerate(truth):
         rotation = float(rotation_angle_deg(rotations[number].T @ pose[:3, :3]))

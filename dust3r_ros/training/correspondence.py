@@ -6,7 +6,6 @@ pairs say which tokens belong together, and this objective, used in training onl
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -21,7 +20,10 @@ TEMPERATURE = 0.1
 
 
 class AttentionProbe:
-    """Keeps, while it is entered, the queries and keys of the cross-attentions of the decoders' middle blocks."""
+    """Keeps queries and keys of the cross-attentions of the decoders' middle blocks, of the last forward pass.
+
+    It hangs on to the model until ``close``: hooks that stay are compiled with the model.
+    """
 
     def __init__(self, model: Dust3rNetwork) -> None:
         depth = len(model.dec_blocks)
@@ -30,20 +32,19 @@ class AttentionProbe:
             [_cross_attention(decoder[k]) for k in chosen] for decoder in (model.dec_blocks, model.dec_blocks2)
         ]
         self._seen: dict[int, Tensor] = {}
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[RemovableHandle] = [
+            layer.register_forward_hook(self._keep)
+            for decoder in self._attentions
+            for attention in decoder
+            for layer in (attention.projq, attention.projk)
+        ]
 
-    def __enter__(self) -> AttentionProbe:
-        self._seen.clear()
-        for decoder in self._attentions:
-            for attention in decoder:
-                for layer in (attention.projq, attention.projk):
-                    self._handles.append(layer.register_forward_hook(self._keep))
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Let go of the model."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._seen.clear()
 
     def loss(self, match_ij: Tensor, match_ji: Tensor) -> Tensor:
         """Mean matching loss of the last forward pass, given both directions' matches (B, N) as ``token_matches``."""

@@ -27,7 +27,7 @@ from dust3r_ros.training.step import Learner, StepResult, StepSettings
 log = logging.getLogger(__name__)
 
 STATE, CHECKPOINT = "state.safetensors", "model"
-OF_THIS_CALL = ("device", "minutes", "workers")  # options that a resumed run does not take over
+OF_THIS_CALL = ("device", "minutes", "workers", "execution")  # options that a resumed run does not take over
 _SCRATCH_RATE, _FINE_RATE = 5e-4, 2e-5
 _ROW_SECONDS = 20.0
 _LICENCE = "Apache-2.0"
@@ -54,8 +54,8 @@ def train(
     """Begin the run in ``folder``, or go on with it.
 
     ``options`` are those of TrainingConfig that were given, by name; a run that goes on keeps its other ones, except
-    device, minutes and workers. ``source`` gives other pairs than rendered ones. ``report`` receives stage, pairs done
-    and all pairs. SIGINT and SIGTERM end the call as the end of its time does: everything is saved.
+    ``OF_THIS_CALL``. ``source`` gives other pairs than rendered ones. ``report`` receives stage, pairs done and all
+    pairs. SIGINT and SIGTERM end the call as the end of its time does: everything is saved.
 
     Raises TrainingError when the folder holds a state that cannot be used, ConfigError for wrong options.
     """
@@ -81,7 +81,11 @@ class Run:
         torch.manual_seed(config.seed)
         generator = torch.Generator(device).manual_seed(chunk_seed(config.seed, -1 - self.progress.steps))
         model = make_network(config, device, saved)
-        settings = StepSettings(matching=config.matching, bfloat16=uses_bfloat16(config.precision, device))
+        settings = StepSettings(
+            matching=config.matching,
+            bfloat16=uses_bfloat16(config.precision, device),
+            compiled=config.execution == "compiled",
+        )
         self.learner = Learner(model, settings, generator)
         if saved:
             restore(self.learner, saved)

@@ -19,13 +19,11 @@ class PointmapLoss:
 def normalisation_scale(points_i: Tensor, points_j: Tensor, valid_i: Tensor, valid_j: Tensor) -> Tensor:
     """Mean distance (B,) of both views' valid points from camera i (DUSt3R, equation 3).
 
-    ``points_*`` (B, H, W, 3) in camera i's frame, ``valid_*`` (B, H, W) bool. A pair with no valid point gives 1.
+    ``points_*`` (B, 3, *pixels) in camera i's frame, ``valid_*`` (B, *pixels) bool. A pair with no valid point gives 1.
     """
-    distance = torch.cat([points_i.norm(dim=-1).flatten(1), points_j.norm(dim=-1).flatten(1)], dim=1)
-    valid = torch.cat([valid_i.flatten(1), valid_j.flatten(1)], dim=1)
-    count = valid.sum(dim=1)
-    mean = torch.where(valid, distance, 0.0).sum(dim=1) / count.clamp(min=1)
-    return torch.where(count > 0, mean.clamp(min=1e-8), 1.0)
+    count = valid_i.flatten(1).sum(dim=1) + valid_j.flatten(1).sum(dim=1)
+    total = _valid_sum(_length(points_i), valid_i) + _valid_sum(_length(points_j), valid_j)
+    return torch.where(count > 0, (total / count.clamp(min=1)).clamp(min=1e-8), 1.0)
 
 
 def pointmap_loss(
@@ -37,19 +35,28 @@ def pointmap_loss(
 ) -> PointmapLoss:
     """Confidence-weighted, scale-normalised regression of both views' pointmaps (DUSt3R, equations 2 to 4).
 
-    ``points`` and ``target``: for views i and j, (B, H, W, 3) in camera i's frame; ``confidence`` (B, H, W), > 0;
-    ``valid`` (B, H, W) bool. Each pair's prediction and target are divided by their own mean distance, so the loss
+    ``points`` and ``target``: for views i and j, (B, 3, *pixels) in camera i's frame; ``confidence`` (B, *pixels), > 0;
+    ``valid`` (B, *pixels) bool. Each pair's prediction and target are divided by their own mean distance, so the loss
     does not change with the scale of either. ``alpha`` rewards confidence: ``C * error - alpha * log C``.
     """
-    scale = normalisation_scale(*points, *valid)[:, None, None, None]
-    target_scale = normalisation_scale(*target, *valid)[:, None, None, None]
+    scale, target_scale = (1 / normalisation_scale(*p, *valid) for p in (points, target))
     total = regression = points[0].new_zeros(())
     count = (valid[0].sum() + valid[1].sum()).clamp(min=1)
     for predicted, conf, true, use in zip(points, confidence, target, valid, strict=True):
-        error = (predicted / scale - true / target_scale).norm(dim=-1)
+        each = (-1, *(1,) * (predicted.ndim - 1))
+        error = _length(predicted * scale.view(each) - true * target_scale.view(each))
         total = total + torch.where(use, conf * error - alpha * conf.log(), 0.0).sum() / count
         regression = regression + torch.where(use, error, 0.0).sum().detach() / count
     return PointmapLoss(total, regression)
+
+
+def _length(vectors: Tensor) -> Tensor:
+    """Lengths (B, ...) of vectors (B, 3, ...), with a gradient at zero too."""
+    return vectors.square().sum(dim=1).clamp(min=1e-16).sqrt()
+
+
+def _valid_sum(values: Tensor, valid: Tensor) -> Tensor:
+    return torch.where(valid, values, 0.0).flatten(1).sum(dim=1)
 
 
 def completion_loss(predicted: Tensor, target: Tensor, masked: Tensor) -> Tensor:
@@ -74,6 +81,6 @@ def matching_loss(descriptors_i: Tensor, descriptors_j: Tensor, match: Tensor, t
     i = torch.nn.functional.normalize(descriptors_i, dim=-1)
     j = torch.nn.functional.normalize(descriptors_j, dim=-1)
     logits = (i @ j.transpose(-1, -2)).float() / temperature
-    if not (match >= 0).any():
-        return logits.sum() * 0.0
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), match.flatten(), ignore_index=-1)
+    known = match >= 0
+    wrong = logits.logsumexp(dim=-1) - logits.gather(-1, match.clamp(min=0)[..., None])[..., 0]
+    return torch.where(known, wrong, 0.0).sum() / known.sum().clamp(min=1)

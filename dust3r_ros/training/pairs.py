@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dust3r_ros.network.heads import tiles_from
 from dust3r_ros.training.cameras import sample_pairs
 from dust3r_ros.training.photometric import degrade
 from dust3r_ros.training.render import render
@@ -59,19 +60,25 @@ class PairBatch(TensorFields):
 class PairGeometry:
     """True pointmaps of B pairs in the first view's camera frame.
 
-    ``points`` two of (B, H, W, 3) float32, for the first and the second view; ``valid`` two of (B, H, W) bool.
+    ``points`` two of (B, 3, *pixels) float32, for the first and the second view; ``valid`` two of (B, *pixels) bool.
     """
 
     points: tuple[Tensor, Tensor]
     valid: tuple[Tensor, Tensor]
 
 
-def pair_geometry(batch: PairBatch) -> PairGeometry:
-    """The pointmaps both heads are to predict (DUSt3R, equation 1)."""
-    own = _own_points(batch)
-    second = _transform(batch.second_to_first, own[:, 1])
-    valid = batch.depth > 0
-    return PairGeometry((own[:, 0], second), (valid[:, 0], valid[:, 1]))
+def pair_geometry(batch: PairBatch, tile: int = 0) -> PairGeometry:
+    """The pointmaps both heads are to predict (DUSt3R, equation 1).
+
+    Pixels come tile by tile (T, tile^2), as ``tiles_from`` orders them; as an image's (H, W) where ``tile`` is 0.
+    """
+    v, u = _pixel_centres(batch)
+    depth = batch.depth
+    if tile:
+        v, u, depth = (tiles_from(x, tile) for x in (v, u, depth))
+    first, second = (_own_points(batch.intrinsics[:, k], u, v, depth[:, k].float()) for k in (0, 1))
+    valid = depth > 0
+    return PairGeometry((first, _transform(batch.second_to_first, second)), (valid[:, 0], valid[:, 1]))
 
 
 def token_matches(batch: PairBatch, patch: int, *, tolerance: float = 0.05) -> Tensor:
@@ -82,16 +89,17 @@ def token_matches(batch: PairBatch, patch: int, *, tolerance: float = 0.05) -> T
     """
     height, width = batch.size
     middle = slice(patch // 2, None, patch)
-    points = _own_points(batch)[:, 0, middle, middle]
-    valid = batch.depth[:, 0, middle, middle] > 0
-    moved = _transform(torch.linalg.inv(batch.second_to_first), points)
+    v, u = (x[middle, middle] for x in _pixel_centres(batch))
+    depth = batch.depth[:, 0, middle, middle].float()
+    points = _own_points(batch.intrinsics[:, 0], u, v, depth)
+    x, y, z = _transform(torch.linalg.inv(batch.second_to_first), points).unbind(1)
+    valid = depth > 0
     fx, fy, cx, cy = (value[:, None, None] for value in batch.intrinsics[:, 1].unbind(-1))
-    z = moved[..., 2]
     safe = z.clamp(min=1e-6)
-    column = (fx * moved[..., 0] / safe + cx).floor()
-    row = (fy * moved[..., 1] / safe + cy).floor()
+    column = (fx * x / safe + cx).floor()
+    row = (fy * y / safe + cy).floor()
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height) & (z > 0)
-    column, row = (x.nan_to_num(0).clamp(0, most - 1).long() for x, most in ((column, width), (row, height)))
+    column, row = (place.nan_to_num(0).clamp(0, most - 1).long() for place, most in ((column, width), (row, height)))
     pixel = (row * width + column).flatten(1)
     there = batch.depth[:, 1].flatten(1).float().gather(1, pixel).view_as(z)
     seen = valid & inside & (there > 0) & ((there - z).abs() < tolerance * z)
@@ -110,19 +118,22 @@ def network_images(batch: PairBatch, generator: torch.Generator | None = None) -
     return (images * 2 - 1).permute(0, 1, 4, 2, 3).contiguous()
 
 
-def _own_points(batch: PairBatch) -> Tensor:
-    """Points (B, 2, H, W, 3) float32 in each view's own camera frame."""
+def _pixel_centres(batch: PairBatch) -> tuple[Tensor, Tensor]:
+    """Row and column (H, W) of every pixel's centre."""
     height, width = batch.size
-    u = torch.arange(width, device=batch.rgb.device) + 0.5
-    v = torch.arange(height, device=batch.rgb.device)[:, None] + 0.5
-    fx, fy, cx, cy = (value[..., None, None] for value in batch.intrinsics.unbind(-1))
-    depth = batch.depth.float()
-    return torch.stack([(u - cx) / fx * depth, (v - cy) / fy * depth, depth], dim=-1)
+    v, u = (torch.arange(n, device=batch.rgb.device) + 0.5 for n in (height, width))
+    return v[:, None].expand(batch.size), u.expand(batch.size)
+
+
+def _own_points(intrinsics: Tensor, u: Tensor, v: Tensor, depth: Tensor) -> Tensor:
+    """Points (B, 3, ...) in the camera's frame of pixels ``u`` and ``v`` (...) with ``depth`` (B, ...)."""
+    fx, fy, cx, cy = (value[:, None, None] for value in intrinsics.unbind(-1))
+    return torch.stack([(u - cx) / fx * depth, (v - cy) / fy * depth, depth], dim=1)
 
 
 def _transform(pose: Tensor, points: Tensor) -> Tensor:
-    """Points (B, H, W, 3) through rigid transforms (B, 4, 4)."""
-    return torch.einsum("bij,bhwj->bhwi", pose[:, :3, :3], points) + pose[:, None, None, :3, 3]
+    """Points (B, 3, ...) through rigid transforms (B, 4, 4)."""
+    return torch.baddbmm(pose[:, :3, 3:], pose[:, :3, :3], points.flatten(2)).view_as(points)
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,9 @@ def from_scratch(config: NetworkConfig) -> tuple[Stage, ...]:
     half, more = (fitting(config, scale) for scale in (0.5, 0.75))
     return (
         Stage("completion", Task.COMPLETE, 0.05, (half,), (1.0, 1.0)),
-        Stage("near", Task.REGRESS, 0.6, (half,), (0.3, 2.0)),
-        Stage("middle", Task.REGRESS, 0.2, (more,), (2.0, 2.0)),
-        Stage("full", Task.REGRESS, 0.15, aspects(config), (2.0, 2.0)),
+        Stage("near", Task.REGRESS, 0.72, (half,), (0.3, 2.0)),
+        Stage("middle", Task.REGRESS, 0.15, (more,), (2.0, 2.0)),
+        Stage("full", Task.REGRESS, 0.08, aspects(config), (2.0, 2.0)),
     )
 
 

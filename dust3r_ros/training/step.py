@@ -27,7 +27,8 @@ BETAS = (0.9, 0.95)
 class StepSettings:
     """``matching`` weighs the correspondence objective; ``ema_pairs`` is after how many pairs a
     weight counts half in the averaged weights; ``ramp_steps`` after the optimiser began anew the full rate is reached,
-    as its estimates of the gradients are poor until then.
+    as its estimates of the gradients are poor until then. ``compiled`` fuses the pointmap task's forward and backward
+    passes: faster, after a minute or two of compilation for each image size.
     """
 
     weight_decay: float = 0.05
@@ -38,6 +39,7 @@ class StepSettings:
     ema_pairs: int = 20_000
     ramp_steps: int = 100
     bfloat16: bool = False
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Learner:
         self.optimiser = self._make_optimiser()
         self._completion = Completion(model, self.head)
         self._probe = AttentionProbe(model)
+        self._objective = torch.compile(self._objectives, dynamic=False) if settings.compiled else self._objectives
 
     def step(self, batch: PairBatch, task: Task, rate: float, seen: int) -> StepResult:
         """Learn from a batch on the model's device at learning rate ``rate``, after ``seen`` pairs.
@@ -122,23 +125,31 @@ class Learner:
 
     def _regress(self, images: Tensor, batch: PairBatch) -> _Losses:
         """Both orders of every pair: each image is encoded once."""
-        model, size = self.model, batch.size
-        back = batch.swapped()
-        matches = [token_matches(b, model.config.patch) for b in (batch, back)]
-        tokens = model.encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-        first, second = tokens.unbind(1)
-        with self._probe:
-            maps = model.decode(torch.cat([first, second]), torch.cat([second, first]), size)
-        matching = self._probe.loss(torch.cat(matches), torch.cat(matches[::-1]))
-        one, two = pair_geometry(batch), pair_geometry(back)
-        loss = pointmap_loss(
-            (maps.points_i, maps.points_j),
-            (maps.conf_i, maps.conf_j),
-            (torch.cat([one.points[0], two.points[0]]), torch.cat([one.points[1], two.points[1]])),
-            (torch.cat([one.valid[0], two.valid[0]]), torch.cat([one.valid[1], two.valid[1]])),
-            self.settings.alpha,
-        )
-        return _Losses(loss.total + self.settings.matching * matching, loss.regression, matching.detach())
+        model = self.model
+        model.prepare(batch.size)
+        orders = (batch, batch.swapped())
+        matches = [token_matches(order, model.config.patch) for order in orders]
+        one, two = (pair_geometry(order, model.tile) for order in orders)
+        target = tuple(torch.cat(views) for views in zip(one.points, two.points))
+        valid = tuple(torch.cat(views) for views in zip(one.valid, two.valid))
+        return _Losses(*self._objective(images, torch.cat(matches), torch.cat(matches[::-1]), *target, *valid))
+
+    def _objectives(
+        self, images: Tensor, match_ij: Tensor, match_ji: Tensor, points_i: Tensor, points_j: Tensor, valid_i: Tensor,
+        valid_j: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """What is minimised, the point error and the correspondence objective of B pairs and their swapped copies.
+
+        ``images`` (B, 2, 3, H, W); matches and true points of 2 B directed pairs.
+        """
+        model = self.model
+        first, second = model.encode(images.flatten(0, 1)).unflatten(0, images.shape[:2]).unbind(1)
+        size = (images.shape[-2], images.shape[-1])
+        maps = model.decode_planar(torch.cat([first, second]), torch.cat([second, first]), size)
+        matching = self._probe.loss(match_ij, match_ji)
+        predicted, confidence = (maps.points_i, maps.points_j), (maps.conf_i, maps.conf_j)
+        loss = pointmap_loss(predicted, confidence, (points_i, points_j), (valid_i, valid_j), self.settings.alpha)
+        return loss.total + self.settings.matching * matching, loss.regression, matching.detach()
 
     def _update(self, rate: float, pairs: int, seen: int) -> float:
         parameters = [p for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None]

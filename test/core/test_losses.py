@@ -10,7 +10,7 @@ from dust3r_ros.training.losses import completion_loss, matching_loss, normalisa
 
 def pair(seed: int, size: tuple[int, int] = (4, 5)) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(2, *size, 3, generator=generator) for _ in range(2))
+    return tuple(torch.randn(2, 3, *size, generator=generator) for _ in range(2))
 
 
 EVERY = (torch.ones(2, 4, 5, dtype=torch.bool),) * 2
@@ -18,11 +18,8 @@ ONES = (torch.ones(2, 4, 5),) * 2
 
 
 def test_scale_is_the_mean_distance_of_valid_points():
-    i = torch.zeros(1, 1, 2, 3)
-    i[0, 0, 0] = torch.tensor([3.0, 4.0, 0.0])
-    i[0, 0, 1] = torch.tensor([0.0, 0.0, 100.0])
-    j = torch.zeros(1, 1, 1, 3)
-    j[0, 0, 0] = torch.tensor([0.0, 0.0, 1.0])
+    i = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 100.0]]).T.view(1, 3, 1, 2)
+    j = torch.tensor([0.0, 0.0, 1.0]).view(1, 3, 1, 1)
     valid_i = torch.tensor([[[True, False]]])
     assert normalisation_scale(i, j, valid_i, torch.ones(1, 1, 1, dtype=torch.bool)).item() == pytest.approx(3.0)
 
@@ -30,8 +27,8 @@ def test_scale_is_the_mean_distance_of_valid_points():
 def test_loss_by_hand():
     # One pixel a view: prediction at distances 1 and 3 (scale 2), truth at 2 and 2 (scale 2): errors 0.5 and 0.5.
     z = torch.tensor([0.0, 0.0, 1.0])
-    points = (z.view(1, 1, 1, 3) * 1.0, z.view(1, 1, 1, 3) * 3.0)
-    target = (z.view(1, 1, 1, 3) * 2.0, z.view(1, 1, 1, 3) * 2.0)
+    points = (z.view(1, 3, 1, 1) * 1.0, z.view(1, 3, 1, 1) * 3.0)
+    target = (z.view(1, 3, 1, 1) * 2.0, z.view(1, 3, 1, 1) * 2.0)
     valid = (torch.ones(1, 1, 1, dtype=torch.bool),) * 2
     confidence = (torch.full((1, 1, 1), 2.0), torch.full((1, 1, 1), 1.0))
     loss = pointmap_loss(points, confidence, target, valid, alpha=0.2)
@@ -52,7 +49,7 @@ def test_the_best_confidence_is_alpha_over_error():
     confidence = torch.ones(2, 4, 5, requires_grad=True)
     scale = normalisation_scale(*points, *EVERY)[:, None, None, None]
     target_scale = normalisation_scale(*target, *EVERY)[:, None, None, None]
-    best = (0.2 / (points[0] / scale - target[0] / target_scale).norm(dim=-1)).requires_grad_()
+    best = (0.2 / (points[0] / scale - target[0] / target_scale).norm(dim=1)).requires_grad_()
     pointmap_loss(points, (best, confidence), target, EVERY, alpha=0.2).total.backward()
     torch.testing.assert_close(best.grad, torch.zeros_like(best), atol=1e-6, rtol=0)
 
@@ -62,7 +59,7 @@ def test_invalid_pixels_do_not_count():
     valid = (EVERY[0].clone(), EVERY[1])
     valid[0][:, 0] = False
     spoilt = (target[0].clone(), target[1])
-    spoilt[0][:, 0] = 1e6
+    spoilt[0][:, :, 0] = 1e6
     torch.testing.assert_close(
         pointmap_loss(points, ONES, spoilt, valid).total, pointmap_loss(points, ONES, target, valid).total
     )

@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
+from training_pairs import pointmaps
 
 from dust3r_ros.network import Pointmaps
 from dust3r_ros.training.assess import assess, held_out_pairs
-from dust3r_ros.training.pairs import PairBatch, pair_geometry
+from dust3r_ros.training.pairs import PairBatch
 
 PAIRS = held_out_pairs((42, 56), 20)
 
@@ -30,7 +31,7 @@ class Knowing(torch.nn.Module):
         start = 16 * (self.calls // 2)
         batch = self.pairs[start : start + len(one)]
         batch = batch.swapped() if self.calls % 2 else batch
-        geometry = pair_geometry(batch)
+        geometry = pointmaps(batch)
         points = [self.scale * p for p in self.bend(*geometry.points)]
         self.calls += 1
         return Pointmaps(points[0], geometry.valid[0].float() + 1e-6, points[1], geometry.valid[1].float() + 1e-6)

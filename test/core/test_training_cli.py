@@ -27,7 +27,7 @@ def test_a_run_says_what_it_did_and_where_the_model_is(tmp_path, capsys):
     assert main(["train", "--out", str(out), *QUICK, "--pairs", "24", "--assess-pairs", "0"]) == 0
     said = capsys.readouterr().out
     assert str(out / "model") in said
-    assert "middle" in said
+    assert "near" in said
     assert load_model(out / "model", device="cpu").config == MICRO
     assert main(["train", "--out", str(out), "--device", "cpu", "--workers", "0"]) == 0
     assert "24" in capsys.readouterr().out

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from training_pairs import PATCH, walls
+from training_pairs import PATCH, pointmaps, walls
 
+from dust3r_ros.network.heads import image_from, tiles_from
 from dust3r_ros.training.assess import held_out_pairs
 from dust3r_ros.training.pairs import (
     HELD_OUT_SEED,
@@ -26,7 +27,7 @@ def rendered() -> RenderedPairs:
 
 
 def test_a_wall_is_flat_in_the_first_cameras_frame():
-    geometry = pair_geometry(walls(2, depth=4.0, move=(0.5, 0.0, 1.0)))
+    geometry = pointmaps(walls(2, depth=4.0, move=(0.5, 0.0, 1.0)))
     for points in geometry.points:
         torch.testing.assert_close(points[..., 2], torch.full((2, *SIZE), 4.0))
     # The middle of the second image is straight before its camera, which stands half a metre to the right.
@@ -37,10 +38,21 @@ def test_a_wall_is_flat_in_the_first_cameras_frame():
     assert all(bool(valid.all()) for valid in geometry.valid)
 
 
+def test_tiles_are_the_same_pixels_in_another_order(rendered):
+    batch = rendered.make(ChunkRequest(6, SIZE, (0.03, 1.0)))
+    image, tiled = pair_geometry(batch), pair_geometry(batch, PATCH)
+    grid = (SIZE[0] // PATCH, COLUMNS)
+    for one, two in zip(image.points, tiled.points):
+        torch.testing.assert_close(image_from(two, grid, PATCH), one.movedim(1, -1))
+    for one, two in zip(image.valid, tiled.valid):
+        assert torch.equal(image_from(two[:, None], grid, PATCH)[..., 0], one)
+    assert torch.equal(tiles_from(batch.depth, PATCH)[:, 0] > 0, tiled.valid[0])
+
+
 def test_sky_is_not_valid():
     batch = walls(1)
     batch.depth[0, 0, :5] = 0
-    geometry = pair_geometry(batch)
+    geometry = pointmaps(batch)
     assert not geometry.valid[0][0, :5].any()
     assert geometry.valid[0][0, 5:].all()
     assert geometry.valid[1].all()
@@ -67,7 +79,7 @@ def test_hidden_surfaces_have_no_match():
 def test_rendered_views_agree_about_the_surfaces_both_see(rendered):
     """A pixel of the second view, put into the first by the geometry, lands on the same depth and colour there."""
     batch = rendered.make(ChunkRequest(0, (84, 112), (0.03, 0.3)))
-    geometry = pair_geometry(batch)
+    geometry = pointmaps(batch)
     k = batch.intrinsics[:, 0, None, None]
     points = geometry.points[1]
     z = points[..., 2].clamp(min=1e-3)
@@ -93,7 +105,7 @@ def test_swapping_twice_and_mirroring_twice_change_nothing(rendered):
 
 def test_a_mirrored_pair_has_mirrored_points_and_matches(rendered):
     batch = rendered.make(ChunkRequest(2, SIZE, (0.03, 1.0)))
-    plain, mirrored = pair_geometry(batch), pair_geometry(batch.mirrored())
+    plain, mirrored = pointmaps(batch), pointmaps(batch.mirrored())
     for one, two in zip(plain.points, mirrored.points):
         torch.testing.assert_close(two.flip(2) * torch.tensor([-1.0, 1.0, 1.0]), one, atol=1e-3, rtol=1e-4)
     wall = walls(1, move=(4.0 * PATCH / SIZE[1], 0.0, 0.0))
@@ -104,8 +116,8 @@ def test_a_mirrored_pair_has_mirrored_points_and_matches(rendered):
 
 def test_swapped_geometry_is_the_same_world(rendered):
     batch = rendered.make(ChunkRequest(3, SIZE, (0.03, 1.0)))
-    first, second = pair_geometry(batch).points
-    own = pair_geometry(batch.swapped()).points[0]  # the second view's points in its own frame
+    first, second = pointmaps(batch).points
+    own = pointmaps(batch.swapped()).points[0]  # the second view's points in its own frame
     pose = batch.second_to_first
     moved = torch.einsum("bij,bhwj->bhwi", pose[:, :3, :3], own) + pose[:, None, None, :3, 3]
     torch.testing.assert_close(moved, second, atol=1e-3, rtol=1e-4)

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from training_pairs import pointmaps
 
 from dust3r_ros.data import Intrinsics
 from dust3r_ros.errors import TrainingError
 from dust3r_ros.evaluation.packs import load_pack
-from dust3r_ros.training.pairs import ChunkRequest, pair_geometry
+from dust3r_ros.training.pairs import ChunkRequest
 from dust3r_ros.training.posed import PosedPairs
 
 K = Intrinsics(100.0, 102.0, 81.5, 58.0, 160, 120)
@@ -50,8 +51,8 @@ def test_points_and_colours_agree_after_crop_and_zoom():
     batch = source.make(REQUEST)
     assert len(batch) == 12
     assert batch.size == (56, 84)
-    geometry = pair_geometry(batch)
-    own = pair_geometry(batch.swapped()).points[0]
+    geometry = pointmaps(batch)
+    own = pointmaps(batch.swapped()).points[0]
     for rgb, points in ((batch.rgb[:, 0], geometry.points[0]), (batch.rgb[:, 1], own)):
         pixels = (rgb[:, 4:-4, 4:-4, :2].float() - 128) / 24  # away from the blurred border
         there = points[:, 4:-4, 4:-4, :2]
@@ -85,7 +86,7 @@ def test_a_real_pack_gives_pairs(shared):
     frames = load_pack(shared / "data" / "sevenscenes_redkitchen").frames[:6]
     source = PosedPairs([frames], chunk=4)
     batch = source.make(REQUEST)
-    geometry = pair_geometry(batch)
+    geometry = pointmaps(batch)
     assert source.count >= 5
     assert all(valid.float().mean() > 0.5 for valid in geometry.valid)
     assert 0.3 < geometry.points[0][..., 2][geometry.valid[0]].median() < 6

@@ -36,9 +36,9 @@ def test_a_network_of_squares_sees_squares_only():
 
 def test_the_position_follows_the_shares():
     stages = from_scratch(TINY)
-    names = [position(stages, pairs, 1000).stage.name for pairs in (0, 49, 50, 649, 650, 849, 850, 999)]
+    names = [position(stages, pairs, 1000).stage.name for pairs in (0, 49, 50, 769, 770, 919, 920, 999)]
     assert names == ["completion", "completion", "near", "near", "middle", "middle", "full", "full"]
-    half = position(stages, 350, 1000)
+    half = position(stages, 410, 1000)
     assert half.done == pytest.approx(0.5)
     end = position(stages, 2000, 1000)
     assert (end.stage, end.done) == (stages[-1], 1.0)
@@ -46,11 +46,11 @@ def test_the_position_follows_the_shares():
 
 def test_baselines_grow_within_the_stage():
     stages = from_scratch(TINY)
-    farthest = [position(stages, pairs, 1000).baseline[1] for pairs in range(50, 650, 30)]
+    farthest = [position(stages, pairs, 1000).baseline[1] for pairs in range(50, 770, 36)]
     assert farthest == sorted(farthest)
     assert farthest[0] == pytest.approx(0.3)
     assert 1.4 < farthest[-1] < 2.0
-    assert position(stages, 650, 1000).baseline == (0.03, pytest.approx(2.0))
+    assert position(stages, 770, 1000).baseline == (0.03, pytest.approx(2.0))
 
 
 def test_the_learning_rate_rises_and_falls():

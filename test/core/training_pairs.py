@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dust3r_ros.network import NetworkConfig
-from dust3r_ros.training.pairs import ChunkRequest, PairBatch
+from dust3r_ros.training.pairs import ChunkRequest, PairBatch, PairGeometry, pair_geometry
 
 PATCH, BLOCK = 14, 7
 MICRO = NetworkConfig(
@@ -58,3 +58,10 @@ def wall_source() -> WallSource:
 
 def failing_source() -> FailingSource:
     return FailingSource()
+
+
+def pointmaps(batch: PairBatch) -> PairGeometry:
+    """``pair_geometry`` with the coordinates last: points (B, H, W, 3)."""
+    geometry = pair_geometry(batch)
+    one, two = (points.movedim(1, -1) for points in geometry.points)
+    return PairGeometry((one, two), geometry.valid)
