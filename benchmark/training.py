@@ -1,6 +1,7 @@
 """Where the time of training goes: rendering, preparing, forward, backward, optimiser; one table, and JSON.
 
-    python benchmark/training.py [--architecture tiny] [--device auto] [--steps 8] [--threads 0] [--out training.json]
+    python benchmark/training.py [--architecture tiny] [--device auto] [--steps 8] [--threads 0]
+        [--execution eager compiled] [--out training.json]
 
 Rendering is timed alone, in this process; on a CPU it runs beside the training in processes of its own, and every
 rendered pair is used several times. One row for each stage's first image size. ``pairs/s`` is of the steps alone; each
@@ -35,6 +36,7 @@ class Row:
     """Milliseconds a pair of one stage."""
 
     stage: str
+    execution: str
     size: str
     batch: int
     precision: str
@@ -69,9 +71,15 @@ def measure(stage: Stage, learner: Learner, source: RenderedPairs, config: Train
     parts = (1000 * spent / (steps * count)).tolist()
     made = len(chunks) * source.settings.chunk
     return Row(
-        stage.name, f"{size[1]}x{size[0]}", count, "bfloat16" if learner.settings.bfloat16 else "float32",
-        1000 * rendered / made, *parts, steps * count / whole,
-    )  # fmt: skip
+        stage.name,
+        "compiled" if learner.settings.compiled else "eager",
+        f"{size[1]}x{size[0]}",
+        count,
+        "bfloat16" if learner.settings.bfloat16 else "float32",
+        1000 * rendered / made,
+        *parts,
+        steps * count / whole,
+    )
 
 
 def wait(device: torch.device) -> None:
@@ -85,6 +93,7 @@ def main() -> None:
     parser.add_argument("--architecture", default="tiny", choices=tuple(ARCHITECTURES))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument("--execution", nargs="+", default=["eager"], choices=("eager", "compiled"))
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="of the training; 0 is PyTorch's choice")
@@ -97,21 +106,23 @@ def main() -> None:
         os.environ["CUDA_LAUNCH_BLOCKING"] = "1"  # so that each part's time is its own
     config = make_config(TrainingConfig, {"architecture": arguments.architecture, "batch": arguments.batch})
     network = ARCHITECTURES[arguments.architecture]
-    model = initialised(Dust3rNetwork(network), torch.Generator().manual_seed(0)).to(device)
-    settings = StepSettings(bfloat16=uses_bfloat16(arguments.precision, device))
-    learner = Learner(model, settings, torch.Generator(device).manual_seed(0))
     source = RenderedPairs(RenderSettings(textures=64, scenes=128 if device.type == "cuda" else 20, device=str(device)))
-    rows = [measure(stage, learner, source, config, arguments.steps) for stage in from_scratch(network)]
+    rows = []
+    for execution in arguments.execution:
+        model = initialised(Dust3rNetwork(network), torch.Generator().manual_seed(0)).to(device)
+        settings = StepSettings(bfloat16=uses_bfloat16(arguments.precision, device), compiled=execution == "compiled")
+        learner = Learner(model, settings, torch.Generator(device).manual_seed(0))
+        rows += [measure(stage, learner, source, config, arguments.steps) for stage in from_scratch(network)]
     print(f"{arguments.architecture}: {count_parameters(model) / 1e6:.1f} M parameters, {device}; ms a pair")
     print(
-        f"{'stage':<12}{'images':>9}{'batch':>7}{'':>10}{'render':>9}"
+        f"{'stage':<12}{'':<10}{'images':>9}{'batch':>7}{'':>10}{'render':>9}"
         + "".join(f"{p:>10}" for p in PARTS)
         + "   pairs/s"
     )
     for r in rows:
         times = "".join(f"{getattr(r, part):>10.2f}" for part in PARTS)
         print(
-            f"{r.stage:<12}{r.size:>9}{r.batch:>7}{r.precision:>10}{r.render:>9.2f}{times}{r.pairs_per_second:>10.1f}"
+            f"{r.stage:<12}{r.execution:<10}{r.size:>9}{r.batch:>7}{r.precision:>10}{r.render:>9.2f}{times}{r.pairs_per_second:>10.1f}"
         )
     if arguments.out:
         arguments.out.write_text(
