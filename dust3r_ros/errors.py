@@ -42,5 +42,9 @@ class ExportError(Dust3rError):
     """A result cannot be written."""
 
 
+class ViewerError(Dust3rError):
+    """The web page cannot be served."""
+
+
 class RosError(Dust3rError):
     """ROS is missing, incomplete, or a message has a form that is not supported."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from dust3r_ros import __version__
-from dust3r_ros.cli import align, evaluate, info, reconstruct, replay, ros_commands, train
+from dust3r_ros.cli import align, evaluate, info, reconstruct, replay, ros_commands, train, view
 from dust3r_ros.errors import Dust3rError
 
 MISTAKE = 2
@@ -18,6 +18,7 @@ INTERRUPTED = 130
 _COMMANDS: tuple[Callable[[Any], None], ...] = (
     reconstruct.register,
     replay.register,
+    view.register,
     evaluate.register,
     align.register,
     ros_commands.register_node,

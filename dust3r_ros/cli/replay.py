@@ -13,6 +13,7 @@ from dust3r_ros.errors import RecordingError
 if TYPE_CHECKING:
     from dust3r_ros.evaluation.report import Summary
     from dust3r_ros.evaluation.results import IncrementalRun, Progress, Reconstruction
+    from dust3r_ros.pipeline import SourceImage
     from dust3r_ros.ros.bag import Frame, Recording
 
 _MAX_GAP_NS = 50_000_000  # between an image and its true pose
@@ -83,11 +84,12 @@ def _feed(
             return error
         if frame is None:
             return None
-        replayed.add(_source(frame))
+        replayed.add(frame_source(frame))
         done += 1
 
 
-def _source(frame: Frame) -> Any:
+def frame_source(frame: Frame) -> SourceImage:
+    """A recording's frame as the pipeline takes it."""
     from dust3r_ros.pipeline import SourceImage
 
     return SourceImage(

@@ -79,10 +79,11 @@ class Pack:
         return np.stack([frame.camera_to_world for frame in self.frames])
 
 
-def load_pack(folder: str | Path) -> Pack:
+def load_pack(folder: str | Path, *, images: bool = True) -> Pack:
     """A pack from its folder, without the pixels.
 
-    Raises RecordingError naming the file, the frame and what is wrong with it.
+    ``images`` False takes a pack whose images are not there, as that of a reconstructed recording. Raises
+    RecordingError naming the file, the frame and what is wrong with it.
     """
     folder = Path(folder)
     path = folder / "cameras.json"
@@ -95,11 +96,11 @@ def load_pack(folder: str | Path) -> Pack:
     frames = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not frames:
         raise RecordingError(f"{path}: 'frames' must be a list with at least one frame")
-    loaded = tuple(_frame(folder, entry, f"{path}: frame {number}") for number, entry in enumerate(frames))
+    loaded = tuple(_frame(folder, entry, f"{path}: frame {number}", images) for number, entry in enumerate(frames))
     return Pack(folder.resolve().name, loaded, str(content.get("scale", "")).startswith("metric"))
 
 
-def _frame(folder: Path, entry: Any, where: str) -> PackFrame:
+def _frame(folder: Path, entry: Any, where: str, images: bool) -> PackFrame:
     if not isinstance(entry, dict):
         raise RecordingError(f"{where} must be an object, got {entry!r}")
     name = _entry(entry, "file", where, "a text", lambda value: isinstance(value, str) and value)
@@ -109,7 +110,7 @@ def _frame(folder: Path, entry: Any, where: str) -> PackFrame:
     )
     depth = entry.get("depth_mm")
     image_file = folder / name
-    if not image_file.is_file():
+    if images and not image_file.is_file():
         raise RecordingError(f"{where}: there is no image {image_file}")
     matrix = _matrix(entry, "K", (3, 3), where)
     if not (matrix[0, 0] > 0 and matrix[1, 1] > 0):

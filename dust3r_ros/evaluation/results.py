@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ class Reconstruction:
     """What came of some images.
 
     ``views`` are those with a pose, in order; of ``images`` given, ``tried`` were to get one (in an incremental run
-    the keyframes); ``seconds`` is the wall time with reading the images and without loading the model.
+    the keyframes); ``seconds`` is the wall time with reading the images and without loading the model. ``edges`` maps
+    directed pairs of image numbers to the residual of their alignment, for a batch.
     """
 
     views: tuple[PosedView, ...]
@@ -54,6 +55,7 @@ class Reconstruction:
     seconds: float
     info: PredictorInfo
     metric: bool = False
+    edges: Mapping[tuple[int, int], float] = field(default_factory=dict)
 
     @property
     def focal_px(self) -> float | None:
@@ -103,6 +105,7 @@ def run_batch(
         seconds=time.perf_counter() - start,
         info=predictor.info,
         metric=result.scene.metric,
+        edges=result.scene.edge_residual,
     )
 
 

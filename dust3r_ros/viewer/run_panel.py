@@ -1,0 +1,99 @@
+"""A panel that runs a reconstruction of images dropped into the page."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dust3r_ros.errors import Dust3rError
+from dust3r_ros.viewer.page import Viewer
+from dust3r_ros.viewer.scene import ViewedScene
+
+log = logging.getLogger(__name__)
+
+AUTOMATIC = "automatic"
+_MOST_WINDOW = 20
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file dropped into the page."""
+
+    name: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a visitor chose: the scene ``graph`` by its name, where ``automatic`` leaves it to the number of images;
+    ``window`` views before each for the graphs that have one.
+    """
+
+    graph: str = AUTOMATIC
+    window: int = 3
+
+
+Progress = Callable[[str, int, int], None]
+Runner = Callable[[Sequence[Upload], RunSettings, Progress], ViewedScene]
+"""Makes a scene of files. Raises a Dust3rError that says what is wrong with them."""
+
+
+class RunPanel:
+    """Drop images in, choose the graph, run. One run at a time; what is wrong with the files is said in the panel."""
+
+    def __init__(self, viewer: Viewer, runner: Runner, graphs: Sequence[str], window: int) -> None:
+        self._viewer, self._runner = viewer, runner
+        self._files: list[Upload] = []
+        self._busy = threading.Lock()
+        gui = viewer.server.gui
+        with viewer.controls.tabs.add_tab("Run"):
+            self._add = gui.add_upload_button("Add an image or a video", mime_type="image/*,video/*")
+            self._list = gui.add_markdown("No images yet.")
+            self._graph = gui.add_dropdown("Scene graph", (AUTOMATIC, *graphs), initial_value=AUTOMATIC)
+            self._window = gui.add_slider("Window", 1, _MOST_WINDOW, 1, min(window, _MOST_WINDOW))
+            self._run = gui.add_button("Reconstruct", disabled=True)
+            self._clear = gui.add_button("Remove all images", disabled=True)
+            self._bar = gui.add_progress_bar(0.0, visible=False)
+            self._said = gui.add_markdown("")
+        self._add.on_upload(self._added)
+        self._clear.on_click(self._cleared)
+        self._run.on_click(self._start)
+
+    def _added(self, event: Any) -> None:
+        file = event.target.value
+        self._files.append(Upload(file.name, file.content))
+        self._listed()
+
+    def _cleared(self, _: Any) -> None:
+        self._files.clear()
+        self._listed()
+
+    def _listed(self) -> None:
+        names = "\n".join(f"- {file.name}" for file in self._files)
+        self._list.content = names or "No images yet."
+        self._run.disabled = self._clear.disabled = not self._files
+
+    def _start(self, _: Any) -> None:
+        if not self._busy.acquire(blocking=False):
+            return
+        threading.Thread(target=self._work, name="viewer run", daemon=True).start()
+
+    def _work(self) -> None:
+        self._run.disabled, self._bar.visible, self._said.content = True, True, ""
+        try:
+            settings = RunSettings(self._graph.value, int(self._window.value))
+            self._viewer.show(self._runner(tuple(self._files), settings, self._progress))
+            self._said.content = "Done."
+        except Dust3rError as error:
+            log.warning("%s", error)
+            self._said.content = f"**This did not work:** {error}"
+        finally:
+            self._run.disabled, self._bar.visible = False, False
+            self._busy.release()
+
+    def _progress(self, stage: str, done: int, whole: int) -> None:
+        self._bar.value = 100.0 * done / whole if whole else 0.0
+        self._said.content = f"{stage}: {done} of {whole}" if whole else stage
