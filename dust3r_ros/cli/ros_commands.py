@@ -25,7 +25,7 @@ def forwarded(given: Sequence[str]) -> Callable[[], int] | None:
     command, rest = given[0], list(given[1:])
 
     def call() -> int:
-        module = _ros_module(_FORWARDED[command])
+        module = ros_module(_FORWARDED[command])
         return int(module.main(_node_arguments(rest) if command == "node" else rest))
 
     return call
@@ -76,7 +76,7 @@ def register_demo(commands: Any) -> None:
 def run_demo(arguments: argparse.Namespace) -> int:
     """Run the demo and print its table."""
     config = config_of(arguments)
-    demo = _ros_module("dust3r_ros.ros.demo")
+    demo = ros_module("dust3r_ros.ros.demo")
     options = demo.DemoOptions(
         rate=arguments.rate,
         play_s=arguments.seconds,
@@ -118,7 +118,8 @@ def _yaml(value: object) -> str:
     return f"'{value}'" if isinstance(value, str) else f"{value}"
 
 
-def _ros_module(name: str) -> Any:
+def ros_module(name: str) -> Any:
+    """A module that needs ROS. Raises RosError, saying what is missing, where there is none."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -17,6 +17,8 @@ from dust3r_ros.cli.options import add_pipeline_options, config_of
 from dust3r_ros.cli.progress import progress_bars
 from dust3r_ros.cli.reconstruct import find_images
 from dust3r_ros.cli.replay import frame_source
+from dust3r_ros.cli.ros_commands import ros_module
+from dust3r_ros.errors import ViewerError
 
 if TYPE_CHECKING:
     from dust3r_ros.config import ReconstructorConfig
@@ -46,6 +48,7 @@ def register(commands: Any) -> None:
         "--host", default="127.0.0.1",
         help="address to listen on; 0.0.0.0 lets every machine that reaches this one look (default 127.0.0.1)",
     )  # fmt: skip
+    parser.add_argument("--node", metavar="NAME", help="watch a running node, such as /dust3r, instead of a source")
     parser.add_argument("--port", type=int, default=8080, help="0 takes a free one (default 8080)")
     add_pipeline_options(parser)
     parser.set_defaults(run=run)
@@ -57,11 +60,17 @@ def run(arguments: argparse.Namespace) -> int:
     from dust3r_ros.viewer import RunPanel, Viewer
 
     config = config_of(arguments)
+    if arguments.node and arguments.source:
+        raise ViewerError(f"view takes a source or --node, got {arguments.source[0]} and {arguments.node}")
+    watching = ros_module("dust3r_ros.ros.watch") if arguments.node else None
     given = load_result(arguments.source[0]) if _is_result(arguments.source) else None
     sources = _sources(arguments.source) if arguments.source and given is None else None
     viewer = Viewer(arguments.host, arguments.port)
     try:
         print(f"The page is at {viewer.url} (Ctrl-C ends it)", flush=True)
+        if watching is not None:
+            watching.watch_node(viewer.show, arguments.node)
+            return 0
         RunPanel(viewer, _Runner(config), GRAPHS, config.window)
         if given is not None:
             viewer.show(given)
