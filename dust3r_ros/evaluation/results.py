@@ -13,6 +13,7 @@ import numpy as np
 from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.data import FloatArray, Intrinsics, PreparedImage, ViewEstimate
 from dust3r_ros.errors import AlignmentError
+from dust3r_ros.geometry import Similarity
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.export import CameraRecord, write_cameras_json, write_cloud, write_tum
 from dust3r_ros.mapping.fuse import FusedMap
@@ -136,6 +137,9 @@ class IncrementalRun:
         for moved, estimate in update.moved.items():
             if moved in self._views:
                 self._views[moved] = _moved(self._views[moved], estimate)
+        for index, change in update.corrections.items():
+            if index in self._views and index != key and index not in update.moved:
+                self._views[index] = _corrected(self._views[index], change)
         self._thin()
         return True
 
@@ -195,6 +199,14 @@ def _moved(view: PosedView, estimate: ViewEstimate) -> PosedView:
     intrinsics = view.image.transform.to_original(estimate.intrinsics)
     moved = replace(view, camera_to_world=estimate.camera_to_world, intrinsics=intrinsics, estimate=estimate)
     return moved if view.estimate.depth.size else _without_pixels(moved)
+
+
+def _corrected(view: PosedView, change: FloatArray) -> PosedView:
+    """The view after a loop closure moved its keyframe: ``change`` (4, 4) takes its points along."""
+    similarity = Similarity.from_matrix(change)
+    pose = similarity.apply_to_pose(view.camera_to_world)
+    depth = view.estimate.depth * np.float32(similarity.scale)
+    return replace(view, camera_to_world=pose, estimate=replace(view.estimate, camera_to_world=pose, depth=depth))
 
 
 def _without_pixels(view: PosedView) -> PosedView:

@@ -14,6 +14,7 @@ LEVELS = [
     {"predictor"},
     {"geometry"},
     {"images", "network", "geometric", "pairing", "keyframes", "alignment", "mapping"},
+    {"revisit"},
     {"pipeline"},
     {"evaluation", "training", "viewer"},
     {"ros"},
