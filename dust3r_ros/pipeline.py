@@ -8,11 +8,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from dust3r_ros.alignment import AlignmentUpdate, IncrementalAligner, align
+from dust3r_ros.alignment.scale import RECENT, MetricOdometry, MetricScale
 from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.data import (
     ByteImage,
@@ -31,7 +33,8 @@ from dust3r_ros.keyframes import KeyframeDecision, KeyframeSelector
 from dust3r_ros.mapping.fuse import FusedMap
 from dust3r_ros.pairing import SceneGraph, make_pairs
 from dust3r_ros.predictor import ImageSize, PairPredictor, PredictorInfo
-from dust3r_ros.revisit import EncodedKeyframe, Revisits, corrected
+from dust3r_ros.revisit import EncodedKeyframe, Revisits
+from dust3r_ros.updates import corrected
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +109,9 @@ class Reconstructor:
         self._aligner = IncrementalAligner(self.config.alignment, self.config.window)
         self._window: deque[EncodedKeyframe] = deque(maxlen=self.config.window)
         self._placed: dict[int, _Placed] = {}
-        self._revisits = Revisits(self.config.loops, self.config.alignment, self._predictor)
+        self.revisits = Revisits(self.config.loops, self.config.alignment, self._predictor)
         self._unsearched: EncodedKeyframe | None = None
+        self._odometry = MetricOdometry()
         self._lost = 0
 
     def reconfigure(self, config: ReconstructorConfig) -> None:
@@ -168,6 +172,7 @@ class Reconstructor:
                 aligned = self._reunite(new) or aligned
         with watch.stage("fuse"):
             self._remember(new, aligned)
+        scale = self._measure_scale()
         return Update(
             keyframe=keyframe,
             view=aligned.view,
@@ -175,7 +180,9 @@ class Reconstructor:
             focal_spread_px=aligned.focal_spread_px / prepared.transform.scale_x,
             moved=aligned.moved,
             times=watch.times(),
+            metric=scale is not None,
             edge_residual=float(np.mean(list(aligned.edge_residual.values()) or [0.0])),
+            metres_per_unit=scale.metres_per_unit if scale is not None else 1.0,
         )
 
     def close_loops(self) -> Mapping[int, Similarity]:
@@ -185,9 +192,9 @@ class Reconstructor:
         are candidates, and a solve over all keyframes when a loop was confirmed.
         """
         if self._unsearched is not None:
-            self._revisits.search(self._unsearched, self._aligner)
+            self.revisits.search(self._unsearched, self._aligner)
             self._unsearched = None
-        changes = self._revisits.close(self._aligner)
+        changes = self.revisits.close(self._aligner)
         for index, change in changes.items():
             placed = self._placed[index]
             pose = change.apply_to_pose(placed.camera_to_world)
@@ -195,10 +202,18 @@ class Reconstructor:
             self.map.move(index, change)
         return changes
 
+    def add_odometry(self, stamp_ns: int, camera_to_metric: FloatArray) -> None:
+        """A metric pose (4, 4) of the camera, in any frame, from any thread; they must come in order of time.
+
+        From the ways between keyframes the world's scale follows: ``metric_scale``, and ``metric`` of the updates.
+        Raises ValueError for a pose that is not later than the last one, or not finite.
+        """
+        self._odometry.add(stamp_ns, camera_to_metric)
+
     @property
-    def loops(self) -> tuple[tuple[int, int], ...]:
-        """(old, new) keyframe of every loop that was closed."""
-        return self._revisits.loops
+    def metric_scale(self) -> MetricScale | None:
+        """Metres per world unit, once they are sure enough; the map, the path and the updates stay in world units."""
+        return self._odometry.metric
 
     def trajectory(self) -> list[tuple[int, FloatArray]]:
         """(stamp_ns, camera_to_world (4, 4)) of every registered keyframe, newest estimates, in order."""
@@ -235,9 +250,14 @@ class Reconstructor:
             intrinsics=new.intrinsics,
         )
 
+    def _measure_scale(self) -> MetricScale | None:
+        recent = list(islice(reversed(self._placed.values()), RECENT))
+        self._odometry.update([(placed.stamp_ns, placed.camera_to_world) for placed in reversed(recent)])
+        return self.metric_scale
+
     def _reunite(self, new: EncodedKeyframe) -> AlignmentUpdate | None:
         """Register a lost keyframe among old ones and go on from there."""
-        found = self._revisits.reunite(new)
+        found = self.revisits.reunite(new)
         if found is None:
             return None
         image = new.keyframe.image
@@ -259,7 +279,7 @@ class Reconstructor:
         index = new.keyframe.index
         self._window.append(new)
         self._placed[index] = _Placed(new.keyframe.stamp_ns, aligned.view.camera_to_world)
-        self._revisits.remember(new, aligned, self._aligner)
+        self.revisits.remember(new, aligned, self._aligner)
         self._unsearched = new
         self.map.add(index, aligned.view, new.keyframe.image.pixels)
         for moved_index, view in aligned.moved.items():

@@ -24,8 +24,6 @@ from dust3r_ros.data import (
     Intrinsics,
     Keyframe,
     PreparedImage,
-    Update,
-    ViewEstimate,
 )
 from dust3r_ros.geometry import Similarity
 from dust3r_ros.predictor import PairPredictor
@@ -81,7 +79,7 @@ class Revisits:
     def __init__(self, config: LoopConfig, alignment: AlignmentConfig, predictor: PairPredictor[Any]) -> None:
         self.config = config
         self._alignment = alignment
-        self._predictor = predictor
+        self.predictor = predictor
         self._index = PlaceIndex()
         self._kept: dict[int, _Kept] = {}
         self._anchors: dict[int, Anchor] = {}
@@ -98,14 +96,9 @@ class Revisits:
         """(old, new) of every loop that is believed."""
         return tuple((loop.old, loop.new) for loop in self._loops)
 
-    def nbytes(self, index: int) -> int:
-        """Memory that an old keyframe takes, about."""
-        anchor, kept = self._anchors[index], self._kept[index]
-        return anchor.depth.nbytes + anchor.weight.nbytes + kept.jpeg.nbytes + self._index.row_bytes + 1500
-
     def remember(self, new: EncodedKeyframe, aligned: AlignmentUpdate, aligner: IncrementalAligner) -> None:
         """Take in a registered keyframe, and those that became final with it."""
-        descriptor = self._predictor.describe(new.encoded)
+        descriptor = self.predictor.describe(new.encoded)
         if not self.config.enabled or descriptor is None:
             return
         index, keyframe = new.index, new.keyframe
@@ -158,7 +151,7 @@ class Revisits:
 
     def reunite(self, new: EncodedKeyframe) -> Reunion | None:
         """Old keyframes that agree on where a lost keyframe is, None when there are none."""
-        descriptor = self._predictor.describe(new.encoded) if self.config.enabled else None
+        descriptor = self.predictor.describe(new.encoded) if self.config.enabled else None
         if descriptor is None:
             return None
         near = self._index.nearest(descriptor, list(self._anchors), self.config.candidates, 0.0)
@@ -197,7 +190,7 @@ class Revisits:
             return []
         recalled = [self._recall(index) for index in old]
         pairs = [pair for r in recalled for pair in ((r.encoded, new.encoded), (new.encoded, r.encoded))]
-        found = self._predictor.predict(pairs)
+        found = self.predictor.predict(pairs)
         return [
             (r, Edge(r.index, new.index, found[2 * k]), Edge(new.index, r.index, found[2 * k + 1]))
             for k, r in enumerate(recalled)
@@ -206,7 +199,7 @@ class Revisits:
     def _recall(self, index: int) -> EncodedKeyframe:
         kept = self._kept[index]
         image = PreparedImage(_decompressed(kept.jpeg), kept.transform)
-        encoded = self._predictor.encode(image, kept.camera, kept.intrinsics)
+        encoded = self.predictor.encode(image, kept.camera, kept.intrinsics)
         return EncodedKeyframe(Keyframe(index, kept.stamp_ns, kept.camera, image), encoded, kept.intrinsics)
 
     def _node(self, index: int, aligner: IncrementalAligner) -> Similarity:
@@ -274,23 +267,3 @@ def _compressed(pixels: ByteImage) -> ByteImage:
 
 def _decompressed(jpeg: ByteImage) -> ByteImage:
     return np.ascontiguousarray(np.asarray(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), dtype=np.uint8)[..., ::-1])
-
-
-def corrected(update: Update, changes: Mapping[int, Similarity]) -> Update:
-    """The update of a keyframe after a loop closure changed the world."""
-    if not changes:
-        return update
-
-    def follow(index: int, view: ViewEstimate) -> ViewEstimate:
-        change = changes.get(index)
-        if change is None:
-            return view
-        pose = change.apply_to_pose(view.camera_to_world)
-        return replace(view, camera_to_world=pose, depth=view.depth * np.float32(change.scale))
-
-    return replace(
-        update,
-        view=follow(update.keyframe.index, update.view),
-        moved={index: follow(index, view) for index, view in update.moved.items()},
-        corrections={index: change.matrix() for index, change in changes.items()},
-    )

@@ -75,11 +75,6 @@ class PlaceIndex:
         self._rows[index] = count
         self._indices.append(index)
 
-    @property
-    def row_bytes(self) -> int:
-        """Memory that one keyframe takes."""
-        return int(self._descriptors.shape[1] * self._descriptors.itemsize)
-
     def descriptor(self, index: int) -> FloatArray:
         """That of a remembered keyframe (D,)."""
         return self._descriptors[self._rows[index]].astype(np.float32)

@@ -13,7 +13,7 @@ LEVELS = [
     {"config", "data"},
     {"predictor"},
     {"geometry"},
-    {"images", "network", "geometric", "pairing", "keyframes", "alignment", "mapping"},
+    {"images", "network", "geometric", "pairing", "keyframes", "alignment", "mapping", "updates"},
     {"revisit"},
     {"pipeline"},
     {"evaluation", "training", "viewer"},
