@@ -117,19 +117,19 @@ class Revisits:
             self._relate(v, aligner)
 
     def search(self, new: EncodedKeyframe, aligner: IncrementalAligner) -> None:
-        """Look for old keyframes that see what a new one sees; those that pass wait for ``close``."""
+        """Look for an old keyframe that sees what a new one sees; the first that passes waits for ``close``."""
         index = new.index
         if index not in self._kept or index not in aligner.held or index < self._paused_until:
             return
-        candidates = self._candidates(index, aligner)
-        edges = self._predict(new, candidates)
         at_new, usual = aligner.anchor(index), aligner.usual_confidence
-        for old, forward, backward in edges:
-            loop = verify(old.index, index, forward.prediction, backward.prediction, self._anchors[old.index], at_new,
+        for old in self._candidates(index, aligner):
+            ((_, forward, backward),) = self._predict(new, [old])
+            loop = verify(old, index, forward.prediction, backward.prediction, self._anchors[old], at_new,
                           self._alignment.min_confidence, usual)  # fmt: skip
-            log.debug("keyframe %d at keyframe %d: %s", index, old.index, "verified" if loop else "no loop")
+            log.debug("keyframe %d at keyframe %d: %s", index, old, "verified" if loop else "no loop")
             if loop is not None:
                 self._pending.append(self._in_first_units(loop, aligner))
+                return
 
     def close(self, aligner: IncrementalAligner) -> dict[int, Similarity]:
         """Close the loops that are confirmed: how the world changed around every keyframe, nothing when there is none.
