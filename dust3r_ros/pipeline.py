@@ -102,6 +102,7 @@ class Reconstructor:
         """Forget the map, the path and every keyframe; the model stays loaded."""
         self._selectors: dict[str, KeyframeSelector] = {}
         self._offered = 0
+        self._odometry = MetricOdometry()
         self._begin()
 
     def _begin(self) -> None:
@@ -111,7 +112,6 @@ class Reconstructor:
         self._placed: dict[int, _Placed] = {}
         self.revisits = Revisits(self.config.loops, self.config.alignment, self._predictor)
         self._unsearched: EncodedKeyframe | None = None
-        self._odometry = MetricOdometry()
         self._lost = 0
 
     def reconfigure(self, config: ReconstructorConfig) -> None:

@@ -20,7 +20,7 @@ LEAST_COVERED = 0.1  # of a view's sample pixels, that can be compared at all
 MOST_TURN_DEG = 6.0  # between two measurements of one relation
 MOST_STRETCH = 0.2  # of their scales, log
 MOST_SHIFT = 0.15  # of their translations, relative to the distance of what is seen
-LEAST_SIGMA = 0.005
+LEAST_SIGMA = 0.01
 
 
 @dataclass(frozen=True, eq=False)

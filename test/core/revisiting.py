@@ -56,7 +56,7 @@ class Wrapped(PairPredictor):
 class Drifting(Wrapped):
     """Each step is predicted turned and stretched a little, always the same way; distant frames are seen truly."""
 
-    def __init__(self, truth, turn_deg=0.6, stretch=0.01, reach=10):
+    def __init__(self, truth, turn_deg=0.6, stretch=0.01, reach=7):
         super().__init__(truth)
         self.turn_deg, self.stretch, self.reach = turn_deg, stretch, reach
 

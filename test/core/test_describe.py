@@ -15,7 +15,7 @@ from dust3r_ros.training.truth import TruePredictor
 
 @pytest.fixture(scope="module")
 def walk():
-    return there_and_back()
+    return there_and_back(16)
 
 
 def predictors(walk):
