@@ -98,8 +98,8 @@ class Revisits:
 
     def remember(self, new: EncodedKeyframe, aligned: AlignmentUpdate, aligner: IncrementalAligner) -> None:
         """Take in a registered keyframe, and those that became final with it."""
-        descriptor = self.predictor.describe(new.encoded)
-        if not self.config.enabled or descriptor is None:
+        descriptor = self.predictor.describe(new.encoded) if self.config.enabled else None
+        if descriptor is None:
             return
         index, keyframe = new.index, new.keyframe
         self._index.add(index, descriptor)
@@ -136,7 +136,7 @@ class Revisits:
 
         The aligner is moved along.
         """
-        newest = max(self._kept, default=0)
+        newest = next(reversed(self._kept), 0)
         self._pending = [loop for loop in self._pending if loop.new > newest - PATIENCE]
         nodes = self._nodes(aligner, {k for loop in self._pending for k in (loop.old, loop.new)})
         found = confirmed(self._pending, nodes)
