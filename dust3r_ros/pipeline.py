@@ -268,7 +268,7 @@ class Reconstructor:
         if not aligned.view.registered:
             return None
         log.info("keyframe %d was found again at keyframe %d", new.index, found.keyframes[0].index)
-        self._window = deque(found.keyframes, maxlen=self.config.window)
+        self._window = deque(reversed(found.keyframes), maxlen=self.config.window)  # the least alike go first
         return aligned
 
     def _remember(self, new: EncodedKeyframe, aligned: AlignmentUpdate) -> None:

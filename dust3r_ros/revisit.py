@@ -51,7 +51,9 @@ class EncodedKeyframe:
 
 @dataclass(frozen=True, eq=False)
 class Reunion:
-    """Old keyframes that a lost one shares its place with, the predictions between them, and their geometry."""
+    """Old keyframes that a lost one shares its place with, the most alike first, the predictions between them, and
+    their geometry.
+    """
 
     keyframes: tuple[EncodedKeyframe, ...]
     edges: tuple[Edge, ...]
