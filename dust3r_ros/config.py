@@ -113,6 +113,22 @@ class AlignmentConfig:
 
 
 @dataclass(frozen=True)
+class LoopConfig:
+    """Places seen before: loops are closed, and a lost path is taken up again."""
+
+    enabled: bool = option(
+        True, "Remember the places of old keyframes: close loops, and find the way again when lost")  # fmt: skip
+    min_separation: int = option(
+        15, "Keyframes between two views before they can close a loop", minimum=2, maximum=10_000)  # fmt: skip
+    similarity: float = option(
+        0.5, "Likeness to the new keyframe, as a fraction of its neighbours' likeness, from which an old one is a "
+        "candidate", minimum=0.0, maximum=1.0)  # fmt: skip
+    candidates: int = option(
+        3, "Old keyframes that a new one is compared with; a loop needs two pairs that agree",
+        minimum=1, maximum=20)  # fmt: skip
+
+
+@dataclass(frozen=True)
 class MapConfig:
     """The fused map."""
 
@@ -143,6 +159,7 @@ class ReconstructorConfig:
         choices=("estimate", "given"))  # fmt: skip
     keyframes: KeyframeConfig = group(KeyframeConfig)
     alignment: AlignmentConfig = group(AlignmentConfig)
+    loops: LoopConfig = group(LoopConfig)
     map: MapConfig = group(MapConfig)
 
 

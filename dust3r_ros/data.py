@@ -224,6 +224,7 @@ class StageTimes:
     decode_ms: float = 0.0
     align_ms: float = 0.0
     fuse_ms: float = 0.0
+    loops_ms: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,6 +235,10 @@ class Update:
     ``focal_spread_px`` the robust spread of the focal over the camera's keyframes (0 when known).
     ``moved`` maps the index of every older keyframe whose estimate changed to its new estimate.
     ``edge_residual`` is the mean over the window's edges, relative to depth (no unit).
+    Everything is in world units, which are ``metres_per_unit`` metres where ``metric`` (see ``updates.in_metres``).
+    ``corrections`` maps the index of every keyframe that a loop closure moved, the new one and those in ``moved``
+    included, to the similarity (4, 4) that takes its points from the world before to the world now; ``view`` and
+    ``moved`` are as they are now.
     """
 
     keyframe: Keyframe
@@ -244,3 +249,5 @@ class Update:
     times: StageTimes
     metric: bool = False
     edge_residual: float = 0.0
+    metres_per_unit: float = 1.0
+    corrections: Mapping[int, FloatArray] = field(default_factory=dict)

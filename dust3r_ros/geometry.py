@@ -37,6 +37,16 @@ class Similarity:
         back = self.rotation.T
         return Similarity(1 / self.scale, back, -(back @ self.translation) / self.scale)
 
+    def matrix(self) -> FloatArray:
+        """(4, 4) for homogeneous points: ``[[scale * rotation, translation], [0, 1]]``."""
+        return make_pose(self.scale * self.rotation, self.translation)
+
+    @classmethod
+    def from_matrix(cls, matrix: FloatArray) -> Similarity:
+        """The inverse of ``matrix``; of a pose (4, 4) the similarity of scale 1."""
+        scale = float(np.cbrt(np.linalg.det(matrix[:3, :3])))
+        return cls(scale, matrix[:3, :3] / scale, np.array(matrix[:3, 3]))
+
     def compose(self, inner: Similarity) -> Similarity:
         """The transform that applies ``inner`` first, then this one."""
         return Similarity(self.scale * inner.scale, self.rotation @ inner.rotation, self.apply(inner.translation))

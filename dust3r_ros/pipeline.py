@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from dust3r_ros.alignment import AlignmentUpdate, IncrementalAligner, align
+from dust3r_ros.alignment.scale import RECENT, MetricOdometry, MetricScale
 from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.data import (
     ByteImage,
@@ -25,11 +27,14 @@ from dust3r_ros.data import (
     StageTimes,
     Update,
 )
+from dust3r_ros.geometry import Similarity
 from dust3r_ros.images import prepare
 from dust3r_ros.keyframes import KeyframeDecision, KeyframeSelector
 from dust3r_ros.mapping.fuse import FusedMap
 from dust3r_ros.pairing import SceneGraph, make_pairs
 from dust3r_ros.predictor import ImageSize, PairPredictor, PredictorInfo
+from dust3r_ros.revisit import EncodedKeyframe, Revisits
+from dust3r_ros.updates import corrected
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +62,8 @@ def predictor_image_size(config: ReconstructorConfig, predictor: PairPredictor[A
 
 
 @dataclass(frozen=True, eq=False)
-class _WindowEntry:
-    keyframe: Keyframe
-    encoded: Any
-    intrinsics: Intrinsics | None
-
-
-@dataclass(frozen=True, eq=False)
 class _Placed:
-    """What is kept of every keyframe in the map, however long it runs: no pixels, no depth."""
+    """Where a keyframe is in the map."""
 
     stamp_ns: int
     camera_to_world: FloatArray
@@ -90,8 +88,8 @@ class Reconstructor:
 
     ``add`` does everything for one image. A node calls its two halves from two threads instead:
     ``select`` for every image, which is cheap, and ``reconstruct`` for those that were taken. ``reconfigure`` may be
-    called from any thread; ``map``, ``trajectory`` and ``pose`` belong to the thread of ``reconstruct``, and ``reset``
-    must not run at the same time as any other method.
+    called from any thread; ``close_loops``, ``map``, ``trajectory`` and ``pose`` belong to the thread of
+    ``reconstruct``, and ``reset`` must not run at the same time as any other method.
     """
 
     def __init__(self, config: ReconstructorConfig | None = None, predictor: PairPredictor[Any] | None = None) -> None:
@@ -104,13 +102,16 @@ class Reconstructor:
         """Forget the map, the path and every keyframe; the model stays loaded."""
         self._selectors: dict[str, KeyframeSelector] = {}
         self._offered = 0
+        self._odometry = MetricOdometry()
         self._begin()
 
     def _begin(self) -> None:
         self.map = FusedMap(self.config.map)
         self._aligner = IncrementalAligner(self.config.alignment, self.config.window)
-        self._window: deque[_WindowEntry] = deque(maxlen=self.config.window)
+        self._window: deque[EncodedKeyframe] = deque(maxlen=self.config.window)
         self._placed: dict[int, _Placed] = {}
+        self.revisits = Revisits(self.config.loops, self.config.alignment, self._predictor)
+        self._unsearched: EncodedKeyframe | None = None
         self._lost = 0
 
     def reconfigure(self, config: ReconstructorConfig) -> None:
@@ -134,7 +135,11 @@ class Reconstructor:
         """
         if not self.select(image, stamp_ns, camera).take:
             return None
-        return self.reconstruct(image, stamp_ns, camera, intrinsics)
+        update = self.reconstruct(image, stamp_ns, camera, intrinsics)
+        watch = _Stopwatch()
+        with watch.stage("loops"):
+            changes = self.close_loops()
+        return corrected(replace(update, times=replace(update.times, **watch.milliseconds)), changes)
 
     def select(self, image: ByteImage, stamp_ns: int, camera: str = "camera") -> KeyframeDecision:
         """Whether an image (H, W, 3) uint8 RGB should become a keyframe; costs a few milliseconds."""
@@ -147,9 +152,10 @@ class Reconstructor:
     ) -> Update:
         """Make an image a keyframe: encode it, pair it with the window, align, fuse.
 
-        An image that shares nothing with the window is not registered: the Update says so in
-        ``view.registered``, the map stays as it is and the next image is paired with the same window. Only while the
-        map has a single keyframe it begins anew from such an image.
+        An image that shares nothing with the window is looked for among the old keyframes, and the window goes on
+        there. When that fails too it is not registered: the Update says so in ``view.registered``, the map stays as it
+        is and the next image is paired with the same window. Only while the map has a single keyframe it begins anew
+        from such an image. Loops are left to ``close_loops``.
         """
         self.map.config = self.config.map
         watch = _Stopwatch()
@@ -157,13 +163,16 @@ class Reconstructor:
         known = self._known(prepared, intrinsics)
         keyframe = self._new_keyframe(stamp_ns, camera, prepared)
         with watch.stage("encode"):
-            new = _WindowEntry(keyframe, self._predictor.encode(prepared, camera, known), known)
+            new = EncodedKeyframe(keyframe, self._predictor.encode(prepared, camera, known), known)
         with watch.stage("decode"):
             edges = self._predict(new)
         with watch.stage("align"):
             aligned = self._align(new, edges)
+            if not aligned.view.registered:
+                aligned = self._reunite(new) or aligned
         with watch.stage("fuse"):
             self._remember(new, aligned)
+        scale = self._measure_scale()
         return Update(
             keyframe=keyframe,
             view=aligned.view,
@@ -171,8 +180,40 @@ class Reconstructor:
             focal_spread_px=aligned.focal_spread_px / prepared.transform.scale_x,
             moved=aligned.moved,
             times=watch.times(),
+            metric=scale is not None,
             edge_residual=float(np.mean(list(aligned.edge_residual.values()) or [0.0])),
+            metres_per_unit=scale.metres_per_unit if scale is not None else 1.0,
         )
+
+    def close_loops(self) -> Mapping[int, Similarity]:
+        """Look for old keyframes that see what the last one sees, and close the loops that are confirmed.
+
+        Returns how the world changed around each keyframe; empty when nothing was closed. Costs a few pairs when there
+        are candidates, and a solve over all keyframes when a loop was confirmed.
+        """
+        if self._unsearched is not None:
+            self.revisits.search(self._unsearched, self._aligner)
+            self._unsearched = None
+        changes = self.revisits.close(self._aligner)
+        for index, change in changes.items():
+            placed = self._placed[index]
+            pose = change.apply_to_pose(placed.camera_to_world)
+            self._placed[index] = replace(placed, camera_to_world=pose)
+            self.map.move(index, change)
+        return changes
+
+    def add_odometry(self, stamp_ns: int, camera_to_metric: FloatArray) -> None:
+        """A metric pose (4, 4) of the camera, in any frame, from any thread; they must come in order of time.
+
+        From the ways between keyframes the world's scale follows: ``metric_scale``, and ``metric`` of the updates.
+        Raises ValueError for a pose that is not later than the last one, or not finite.
+        """
+        self._odometry.add(stamp_ns, camera_to_metric)
+
+    @property
+    def metric_scale(self) -> MetricScale | None:
+        """Metres per world unit, once they are sure enough; the map, the path and the updates stay in world units."""
+        return self._odometry.metric
 
     def trajectory(self) -> list[tuple[int, FloatArray]]:
         """(stamp_ns, camera_to_world (4, 4)) of every registered keyframe, newest estimates, in order."""
@@ -192,14 +233,14 @@ class Reconstructor:
             return None
         return prepared.transform.to_network(intrinsics)
 
-    def _predict(self, new: _WindowEntry) -> list[Edge]:
+    def _predict(self, new: EncodedKeyframe) -> list[Edge]:
         ordered = [pair for old in self._window for pair in ((old, new), (new, old))]
         predictions = self._predictor.predict([(a.encoded, b.encoded) for a, b in ordered])
         return [
             Edge(a.keyframe.index, b.keyframe.index, prediction) for (a, b), prediction in zip(ordered, predictions)
         ]
 
-    def _align(self, new: _WindowEntry, edges: Sequence[Edge]) -> AlignmentUpdate:
+    def _align(self, new: EncodedKeyframe, edges: Sequence[Edge]) -> AlignmentUpdate:
         image = new.keyframe.image
         return self._aligner.add(
             new.keyframe.index,
@@ -209,7 +250,28 @@ class Reconstructor:
             intrinsics=new.intrinsics,
         )
 
-    def _remember(self, new: _WindowEntry, aligned: AlignmentUpdate) -> None:
+    def _measure_scale(self) -> MetricScale | None:
+        recent = list(islice(reversed(self._placed.values()), RECENT))
+        self._odometry.update([(placed.stamp_ns, placed.camera_to_world) for placed in reversed(recent)])
+        return self.metric_scale
+
+    def _reunite(self, new: EncodedKeyframe) -> AlignmentUpdate | None:
+        """Register a lost keyframe among old ones and go on from there."""
+        found = self.revisits.reunite(new)
+        if found is None:
+            return None
+        image = new.keyframe.image
+        aligned = self._aligner.relocalise(
+            new.index, found.edges, found.anchors,
+            camera=new.keyframe.camera, size=(image.height, image.width), intrinsics=new.intrinsics,
+        )  # fmt: skip
+        if not aligned.view.registered:
+            return None
+        log.info("keyframe %d was found again at keyframe %d", new.index, found.keyframes[0].index)
+        self._window = deque(reversed(found.keyframes), maxlen=self.config.window)  # the least alike go first
+        return aligned
+
+    def _remember(self, new: EncodedKeyframe, aligned: AlignmentUpdate) -> None:
         if not aligned.view.registered:
             self._lose(new)
             return
@@ -217,12 +279,14 @@ class Reconstructor:
         index = new.keyframe.index
         self._window.append(new)
         self._placed[index] = _Placed(new.keyframe.stamp_ns, aligned.view.camera_to_world)
+        self.revisits.remember(new, aligned, self._aligner)
+        self._unsearched = new
         self.map.add(index, aligned.view, new.keyframe.image.pixels)
         for moved_index, view in aligned.moved.items():
             self._placed[moved_index] = replace(self._placed[moved_index], camera_to_world=view.camera_to_world)
             self.map.replace(moved_index, view)
 
-    def _lose(self, new: _WindowEntry) -> None:
+    def _lose(self, new: EncodedKeyframe) -> None:
         self._lost += 1
         log.warning("keyframe %d shares nothing with the map (%d in a row)", new.keyframe.index, self._lost)
         if len(self._placed) == 1:  # nothing is mapped yet: begin again from here

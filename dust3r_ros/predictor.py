@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from dust3r_ros.data import Intrinsics, PairPrediction, PreparedImage
+from dust3r_ros.data import FloatArray, Intrinsics, PairPrediction, PreparedImage
 
 Encoded = TypeVar("Encoded")
 
@@ -59,3 +59,10 @@ class PairPredictor(ABC, Generic[Encoded]):
     @abstractmethod
     def predict(self, pairs: Sequence[tuple[Encoded, Encoded]]) -> list[PairPrediction]:
         """One prediction for each ordered pair (i, j), in order. Pairs are evaluated in batches."""
+
+    def describe(self, encoded: Encoded) -> FloatArray | None:
+        """A descriptor (D,) by which images of one place are found again, by its cosine; None: there is none.
+
+        D is the same for all images of a predictor; small, because it is kept of every keyframe.
+        """
+        return None

@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from dust3r_ros.alignment.initialise import Placement, place_all, place_view
+from dust3r_ros.alignment.loops import cross_confidence
 from dust3r_ros.alignment.observations import Size, grid_pixels, sample_edge, view_sizes
+from dust3r_ros.alignment.places import Anchor
 from dust3r_ros.alignment.result import Fit, fuse_view, unregistered_view
 from dust3r_ros.alignment.solve import solve
 from dust3r_ros.alignment.window import Link, Window, WindowView
 from dust3r_ros.config import AlignmentConfig
 from dust3r_ros.data import Edge, Intrinsics, ViewEstimate
 from dust3r_ros.errors import AlignmentError
-from dust3r_ros.geometry import make_pose
+from dust3r_ros.geometry import Similarity, make_pose
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,8 @@ class AlignmentUpdate:
     ``view`` is the new keyframe's estimate, ``registered`` False when no edge could place it; ``moved`` maps older
     keyframes, all in the window, to their new estimates. ``focal_px`` is the camera's pooled focal for this image
     and ``focal_spread_px`` its robust spread over the keyframes' predictions (0 when K is known, as large as the
-    focal while nothing is known of it). ``edge_residual`` is as in ``Scene``, for the edges in the window.
+    focal while nothing is known of it). ``edge_residual`` is as in ``Scene``, for the edges in the window. ``left``
+    has the keyframes that leave the window with this one and are final from now on.
     """
 
     view: ViewEstimate
@@ -37,6 +40,7 @@ class AlignmentUpdate:
     focal_px: float
     focal_spread_px: float
     edge_residual: Mapping[tuple[int, int], float]
+    left: Mapping[int, Anchor] = field(default_factory=dict)
 
 
 class IncrementalAligner:
@@ -68,6 +72,11 @@ class IncrementalAligner:
         """Number of keyframes kept: the window, and what its edges reach."""
         return len(self._window.views)
 
+    @property
+    def held(self) -> tuple[int, ...]:
+        """The keyframes kept; those in the window may still be refined."""
+        return tuple(self._window.views)
+
     def add(self, index: int, edges: Sequence[Edge], *, camera: str, size: Size,
             intrinsics: Intrinsics | None = None) -> AlignmentUpdate:  # fmt: skip
         """Add keyframe ``index`` with its predictions to and from keyframes in the window.
@@ -88,16 +97,54 @@ class IncrementalAligner:
             unless_aligned.callback(window.forget, index)
             links = self._sample(edges)
             window.note_focals(camera, links)
-            first_depth = not any(window.views[v].has_depth for v in window.active)
+            first_depth = not any(v.has_depth for v in window.views.values())
             if not (self._bootstrap(index, links) if first_depth else self._place(index, links)):
                 return self._update(view, unregistered_view(window.intrinsics(view)), {}, {})
             window.active.append(index)
             window.links.extend(links)
             fit = self._solve(first_depth) if window.links else None
             update = self._report(index, fit)
-            window.retire(fit)
+            left = window.retire(fit, self.config.grid)
             unless_aligned.pop_all()
+        return replace(update, left=left)
+
+    def relocalise(self, index: int, edges: Sequence[Edge], held: Mapping[int, Anchor], *, camera: str, size: Size,
+                   intrinsics: Intrinsics | None = None) -> AlignmentUpdate:  # fmt: skip
+        """Go on somewhere else: ``add`` a keyframe by its edges to keyframes that left the window long ago.
+
+        ``held`` are those. When the keyframe can be placed the window consists of it alone, and what was in the window
+        before is final (``left``); else the window stays as it was.
+        """
+        before, residuals = self._window, self._residuals
+        self._window = Window(before.size, before.keep_focals)
+        self._window.focals = before.focals if before.keep_focals else {}
+        for v, anchor in held.items():
+            self._window.hold(v, anchor)
+        with ExitStack() as unless_placed:
+            unless_placed.callback(self._return_to, before, residuals)
+            update = self.add(index, edges, camera=camera, size=size, intrinsics=intrinsics)
+            if update.view.registered:
+                unless_placed.pop_all()
+                left = {v: before.anchor(v, self.config.grid) for v in before.active}
+                update = replace(update, left={**update.left, **left})
         return update
+
+    def _return_to(self, window: Window, residuals: int) -> None:
+        self._window, self._residuals = window, residuals
+
+    def anchor(self, index: int) -> Anchor:
+        """The present geometry of a keyframe that is held."""
+        return self._window.anchor(index, self.config.grid)
+
+    def move(self, change: Similarity) -> None:
+        """The world changed, by a loop closure: everything that is held follows."""
+        self._window.move(change)
+
+    @property
+    def usual_confidence(self) -> float:
+        """Median over the window's edges of the mean confidence with which the other view was predicted."""
+        found = [cross_confidence(link.sampled) for link in self._window.links if not link.sampled.rotation_only]
+        return float(np.median(found)) if found else 0.0
 
     def _check(self, index: int, edges: Sequence[Edge], size: Size, intrinsics: Intrinsics | None) -> None:
         window = self._window

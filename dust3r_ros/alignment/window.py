@@ -12,9 +12,18 @@ from dust3r_ros.alignment.initialise import Layout, Placement
 from dust3r_ros.alignment.intrinsics import DEFAULT_FOCAL, FocalTrack, edge_focal
 from dust3r_ros.alignment.linearise import own_focal_evidence
 from dust3r_ros.alignment.model import CUTOFF, FocalPrior, Lens, Problem, State, make_lens
-from dust3r_ros.alignment.observations import IntArray, SampledEdge, Size, collect_sightings, pixel_positions
+from dust3r_ros.alignment.observations import (
+    IntArray,
+    SampledEdge,
+    Size,
+    collect_sightings,
+    grid_pixels,
+    pixel_positions,
+)
+from dust3r_ros.alignment.places import Anchor
 from dust3r_ros.alignment.result import Fit, view_intrinsics
 from dust3r_ros.data import Edge, FloatArray, Intrinsics
+from dust3r_ros.geometry import Similarity, make_pose
 
 
 @dataclass(eq=False)
@@ -127,8 +136,10 @@ class Window:
         for track, log_focal in zip(self.focals.values(), state.log_focal):
             track.log_focal = float(log_focal)
 
-    def retire(self, fit: Fit | None) -> None:
-        """Freeze the keyframes that the next one pushes out of the window; forget what no longer touches it."""
+    def retire(self, fit: Fit | None, grid: int) -> dict[int, Anchor]:
+        """Freeze the keyframes that the next one pushes out of the window, which are returned; forget what no longer
+        touches it.
+        """
         leaving, self.active = self.active[: -self.size], self.active[-self.size :]
         for v in leaving:
             view = self.views[v]
@@ -138,6 +149,7 @@ class Window:
                 k = fit.views.index(v)
                 lens, s = fit.problem.lenses[k], fit.problem.sightings[k]
                 track.absorb(*own_focal_evidence(s, lens, fit.state, k, fit.noise, CUTOFF))
+        left = {v: self.anchor(v, grid) for v in leaving}
         active = set(self.active)
         self.links = [link for link in self.links if link.sampled.i in active or link.sampled.j in active]
         reach = active.union(*((link.sampled.i, link.sampled.j) for link in self.links))
@@ -145,6 +157,41 @@ class Window:
         if not self.keep_focals:
             cameras = {view.camera for view in self.views.values()}
             self.focals = {name: track for name, track in self.focals.items() if name in cameras}
+        return left
+
+    def anchor(self, index: int, grid: int) -> Anchor:
+        """The present geometry of a view in reach."""
+        view, p = self.views[index], self.views[index].placement
+        intrinsics = self.intrinsics(view)
+        depth = np.where(p.known > 0, np.exp(p.log_depth), 0).astype(np.float32)
+        pose = make_pose(p.rotation, p.centre)
+        weight = p.known.astype(np.float32)
+        return Anchor(view.camera, pose, depth, weight, intrinsics, view.known is not None, grid)
+
+    def hold(self, index: int, anchor: Anchor) -> None:
+        """Bring back a keyframe that left long ago, where and as it is."""
+        k = anchor.intrinsics
+        log_focal = float(np.log(k.focal_px / max(anchor.size)))
+        self.focals.setdefault(anchor.camera, FocalTrack(log_focal))
+        known = anchor.weight > 0
+        fill = anchor.reach
+        placement = Placement(
+            anchor.camera_to_world[:3, :3], anchor.camera_to_world[:3, 3],
+            np.log(np.where(known, anchor.depth, fill).astype(np.float64)), anchor.weight.astype(np.float64),
+        )  # fmt: skip
+        pixels = grid_pixels(anchor.size, anchor.grid)
+        given = k if anchor.given else None
+        self.views[index] = WindowView(anchor.camera, anchor.size, given, pixels, placement, True, log_focal)
+
+    def move(self, change: Similarity) -> None:
+        """Everything in reach follows a change of the world."""
+        shift = float(np.log(change.scale))
+        for view in self.views.values():
+            p = view.placement
+            rotation, centre = change.rotation @ p.rotation, change.apply(p.centre)
+            view.placement = Placement(rotation, centre, p.log_depth + shift, p.known, p.support)
+        for link in self.links:
+            link.log_scale -= shift
 
     def forget(self, index: int) -> None:
         """Take out a keyframe that could not be aligned, and its predictions."""
@@ -153,8 +200,9 @@ class Window:
         self.links = [link for link in self.links if index not in (link.sampled.i, link.sampled.j)]
 
     def intrinsics(self, view: WindowView) -> Intrinsics:
-        """The view's given intrinsics, or those by its camera's present focal."""
-        return view_intrinsics(view.known, view.size, self.focals[view.camera].log_focal)
+        """The view's given intrinsics, or those by its camera's focal: the present one, or the one it left with."""
+        frozen = view.frozen_focal
+        return view_intrinsics(view.known, view.size, self.focals[view.camera].log_focal if frozen is None else frozen)
 
     def _focal_state(self) -> tuple[dict[str, int], FloatArray]:
         groups = {name: k for k, name in enumerate(self.focals)}

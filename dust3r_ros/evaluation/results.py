@@ -13,12 +13,14 @@ import numpy as np
 from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.data import FloatArray, Intrinsics, PreparedImage, ViewEstimate
 from dust3r_ros.errors import AlignmentError
+from dust3r_ros.geometry import Similarity
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.export import CameraRecord, write_cameras_json, write_cloud, write_tum
 from dust3r_ros.mapping.fuse import FusedMap
 from dust3r_ros.pairing import SceneGraph, make_pairs
 from dust3r_ros.pipeline import Reconstructor, SourceImage, reconstruct
 from dust3r_ros.predictor import PairPredictor, PredictorInfo
+from dust3r_ros.updates import changed_view
 
 COMPLETE_UP_TO = 12  # views; more are paired in a sliding window unless the user says otherwise
 
@@ -139,20 +141,29 @@ class IncrementalRun:
         for moved, estimate in update.moved.items():
             if moved in self._views:
                 self._views[moved] = _moved(self._views[moved], estimate)
+        for index, change in update.corrections.items():
+            if index in self._views and index != key and index not in update.moved:
+                self._views[index] = _corrected(self._views[index], change)
         self._thin()
         return True
 
     def result(self) -> Reconstruction:
         """What there is so far, with the newest pose of every keyframe that has one."""
         poses = ((view, self._reconstructor.pose(index)) for index, view in sorted(self._views.items()))
-        views = [replace(view, camera_to_world=pose) for view, pose in poses if pose is not None]
+        views = [_moved(view, replace(view.estimate, camera_to_world=pose)) for view, pose in poses if pose is not None]
+        cloud, scale = self._reconstructor.map.cloud(), self._reconstructor.metric_scale
+        if scale is not None:
+            larger = Similarity(scale.metres_per_unit, np.eye(3), np.zeros(3))
+            views = [_corrected(view, larger.matrix()) for view in views]
+            cloud = replace(cloud, points=cloud.points * np.float32(scale.metres_per_unit))
         return Reconstruction(
             views=tuple(views),
-            cloud=self._reconstructor.map.cloud(),
+            cloud=cloud,
             images=self._images,
             tried=self._tried,
             seconds=time.perf_counter() - self._start,
             info=self._reconstructor.info,
+            metric=scale is not None,
         )
 
     def _thin(self) -> None:
@@ -198,6 +209,12 @@ def _moved(view: PosedView, estimate: ViewEstimate) -> PosedView:
     intrinsics = view.image.transform.to_original(estimate.intrinsics)
     moved = replace(view, camera_to_world=estimate.camera_to_world, intrinsics=intrinsics, estimate=estimate)
     return moved if view.estimate.depth.size else _without_pixels(moved)
+
+
+def _corrected(view: PosedView, change: FloatArray) -> PosedView:
+    """The view after a loop closure moved its keyframe: ``change`` (4, 4) takes its points along."""
+    estimate = changed_view(view.estimate, Similarity.from_matrix(change))
+    return replace(view, camera_to_world=estimate.camera_to_world, estimate=estimate)
 
 
 def _without_pixels(view: PosedView) -> PosedView:

@@ -17,6 +17,10 @@ from dust3r_ros.geometry import pixel_centres
 
 FINEST_SCALE = 0  # DIS works down to full resolution: measured 3 % instead of 4 % depth error on a stereo pair
 
+_CELL_BITS, _CELL_VALUES = 8, 8
+_CELL_PLANES = np.random.default_rng(3).standard_normal((128, _CELL_BITS)).astype(np.float32)
+_CELL_AXES = np.random.default_rng(4).standard_normal((128, _CELL_VALUES)).astype(np.float32)
+
 ArrayT = TypeVar("ArrayT", FloatArray, ByteImage)
 
 
@@ -52,6 +56,21 @@ def extract_features(grey: ByteImage, count: int) -> Features:
     points = np.array([k.pt for k in keypoints], dtype=np.float64) + 0.5
     descriptors = np.sqrt(raw / np.maximum(raw.sum(axis=1, keepdims=True), 1e-12)).astype(np.float32)
     return Features(points, descriptors)
+
+
+def pooled(features: Features) -> FloatArray:
+    """One descriptor (2048,) float32 of unit length for an image, by which it is found again; 0 without features.
+
+    VLAD (Jegou et al., CVPR 2010) without a vocabulary to train: cells are the signs of random projections, and what
+    is summed in each is a random projection of the descriptors' differences from their mean over the image.
+    """
+    sums = np.zeros((1 << _CELL_BITS, _CELL_VALUES))
+    if len(features.points):
+        centred = features.descriptors - features.descriptors.mean(axis=0)
+        cells = (centred @ _CELL_PLANES > 0) @ (1 << np.arange(_CELL_BITS))
+        np.add.at(sums, cells, centred @ _CELL_AXES)
+        sums /= np.sqrt(np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9))
+    return (sums.ravel() / max(float(np.linalg.norm(sums)), 1e-12)).astype(np.float32)
 
 
 def match_features(first: Features, second: Features, ratio: float) -> Matches:

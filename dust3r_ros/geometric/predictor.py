@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from dust3r_ros.data import ByteImage, Intrinsics, PairPrediction, PreparedImage
+from dust3r_ros.data import ByteImage, FloatArray, Intrinsics, PairPrediction, PreparedImage
 from dust3r_ros.geometric.assemble import ReferenceDepth, directed_prediction
 from dust3r_ros.geometric.focal import Focal, FocalCalibrator, SizedMatches
-from dust3r_ros.geometric.matching import Features, Matches, extract_features, match_features
+from dust3r_ros.geometric.matching import Features, Matches, extract_features, match_features, pooled
 from dust3r_ros.geometric.pair import PairGeometry, solve_pair
 from dust3r_ros.predictor import ImageSize, PairPredictor, PredictorInfo
 
@@ -79,6 +79,9 @@ class GeometricPredictor(PairPredictor[GeometricView]):
         grey = np.asarray(cv2.cvtColor(image.pixels, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
         self._sizes[camera] = (image.width, image.height)
         return GeometricView(grey, extract_features(grey, FEATURES), camera, intrinsics)
+
+    def describe(self, encoded: GeometricView) -> FloatArray:
+        return pooled(encoded.features)
 
     def predict(self, pairs: Sequence[tuple[GeometricView, GeometricView]]) -> list[PairPrediction]:
         unordered = _unordered(pairs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dust3r_ros.config import MapConfig
 from dust3r_ros.data import BoolArray, ByteImage, FloatArray, ViewEstimate
+from dust3r_ros.geometry import Similarity
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.voxels import Contribution, VoxelGrid, renumbered
 
@@ -126,6 +127,26 @@ class FusedMap:
         self._bound()
         return True
 
+    def move(self, index: int, change: Similarity) -> bool:
+        """The world changed around a keyframe, by a loop closure: its points follow. Whether the map changed.
+
+        A keyframe whose points hardly move, or that is too old, stays as it is.
+        """
+        fused = self._movable.get(index)
+        if fused is None:
+            log.debug("keyframe %d moved but is too old to be moved in the map", index)
+            return False
+        probes = change.apply(fused.probes)
+        if not self._differ(fused.probes, probes):
+            return False
+        if isinstance(fused.added, PointCloud):
+            fused.added = replace(fused.added, points=change.apply(fused.added.points).astype(np.float32))
+        elif fused.added is not None and self._grid is not None:
+            fused.added = self._grid.move(fused.added, change)
+        fused.probes = probes
+        self._bound()
+        return True
+
     def cloud(self) -> PointCloud:
         """The whole map."""
         if self._grid is not None:
@@ -144,11 +165,13 @@ class FusedMap:
         return _Fused(pixels, self._grid.add(cloud) if self._grid is not None else cloud, probes)
 
     def _moved(self, fused: _Fused, view: ViewEstimate) -> bool:
-        probes = _probe_points(view)
-        both = np.isfinite(probes) & np.isfinite(fused.probes)
-        if self.voxel_edge == 0 or not np.array_equal(np.isfinite(probes), np.isfinite(fused.probes)):
+        return self._differ(fused.probes, _probe_points(view))
+
+    def _differ(self, before: FloatArray, after: FloatArray) -> bool:
+        both = np.isfinite(after) & np.isfinite(before)
+        if self.voxel_edge == 0 or not np.array_equal(np.isfinite(after), np.isfinite(before)):
             return True
-        return bool((np.abs(probes - fused.probes)[both] > _STILL * self.voxel_edge).any())
+        return bool((np.abs(after - before)[both] > _STILL * self.voxel_edge).any())
 
     def _bound(self) -> None:
         """Keep memory bounded: freeze the oldest keyframes, drop the voxels seen least."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dust3r_ros.geometry import Similarity
 from dust3r_ros.mapping.cloud import PointCloud
 
 _EMPTY = np.int64(-1)
@@ -70,6 +71,24 @@ class VoxelGrid:
         self._views[voxels] -= 1
         self._sums[voxels] -= contribution.sums
         self._sums[voxels[self._views[voxels] <= 0]] = 0.0
+
+    def move(self, contribution: Contribution, change: Similarity) -> Contribution:
+        """Take a contribution out and put it in where ``change`` takes it, each voxel's points at their mean."""
+        self.subtract(contribution)
+        sums = contribution.sums.astype(np.float64)
+        held = sums[:, _WEIGHT] > 0
+        sums, voxels = sums[held], contribution.voxels[held]
+        offset = np.clip(sums[:, _OFFSET] / sums[:, :1], -0.5, 0.5)
+        grid = change.apply((_unpack(self._keys[voxels]) + 0.5 + offset) * self.edge) / self.edge
+        cell = np.floor(grid)
+        inside = np.asarray(np.all(np.abs(cell) < _HALF_RANGE, axis=1))
+        grid, cell, sums = grid[inside], cell[inside], sums[inside]
+        there, member = self._compact(self._find_or_insert(_pack(cell.astype(np.int64))))
+        sums[:, _OFFSET] = sums[:, :1] * (grid - cell - 0.5)
+        merged = np.stack([np.bincount(member, column, len(there)) for column in sums.T], axis=1).astype(np.float32)
+        self._sums[there] += merged
+        self._views[there] += 1
+        return Contribution(there, merged)
 
     def count(self) -> int:
         """Voxels that hold points."""

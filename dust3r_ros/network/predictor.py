@@ -17,6 +17,7 @@ from dust3r_ros.predictor import ImageSize, PairPredictor, PredictorInfo
 
 log = logging.getLogger(__name__)
 
+_POOLED = 32  # axes onto which tokens are projected for an image's descriptor
 _MOST_PAIRS = {"cuda": 8, "cpu": 2}  # in one batch; on a CPU more only costs memory
 
 
@@ -56,6 +57,21 @@ class NetworkPredictor(PairPredictor[EncodedImage]):
         """Tokens of one image; DUSt3R uses neither the camera nor its intrinsics."""
         pixels = torch.tensor(image.pixels, device=self.model.device).permute(2, 0, 1)[None]
         return EncodedImage(self.model.encode(pixels.float() / 127.5 - 1.0), (image.height, image.width))
+
+    @torch.inference_mode()
+    def describe(self, encoded: EncodedImage) -> FloatArray:
+        """Second-order pooling of the tokens (528,): which features come together, wherever they are in the image.
+
+        After Carreira et al., ECCV 2012, on a fixed random projection of the tokens, with signed square roots.
+        """
+        tokens = encoded.tokens[0].float()
+        generator = torch.Generator().manual_seed(_POOLED)
+        axes = torch.randn(tokens.shape[1], _POOLED, generator=generator).to(tokens.device)
+        projected = tokens @ axes / tokens.shape[1] ** 0.5
+        rows, columns = torch.triu_indices(_POOLED, _POOLED)
+        moments = (projected.T @ projected / len(projected))[rows, columns]
+        pooled = moments.sign() * moments.abs().sqrt()
+        return np.nan_to_num((pooled / pooled.norm().clamp_min(1e-12)).cpu().numpy())
 
     @torch.inference_mode()
     def predict(self, pairs: Sequence[tuple[EncodedImage, EncodedImage]]) -> list[PairPrediction]:

@@ -214,6 +214,9 @@ class Dust3rNode(Node):
             self._outputs.keyframe(update, camera_frame, self.config.reconstructor.map)
         self._statistics.finished(update, frame.arrived)
         self._publish_status()
+        if self._reconstructor.close_loops():  # after publishing: a keyframe does not wait for it
+            self._outputs.revised()
+            self._map_points = len(self._reconstructor.map)
 
     def _on_failed(self, frame: Frame, error: Exception) -> None:
         if not self.context.ok():  # what is published after the end fails

@@ -111,6 +111,11 @@ class Publishers:
         self._map.changed()
         self._trajectory.changed()
 
+    def revised(self) -> None:
+        """A loop closure moved old keyframes: path and map follow when they are due."""
+        self._map.changed()
+        self._trajectory.changed()
+
     def due(self, map_period_s: float) -> bool:
         """Whether ``latest`` would publish something now."""
         return self._map.due(map_period_s, self.wanted("map")) or self._trajectory.due(0.0, self.wanted("path"))

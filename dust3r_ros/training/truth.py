@@ -14,6 +14,8 @@ from dust3r_ros.predictor import ImageSize, PairPredictor, PredictorInfo
 from dust3r_ros.training.sequences import RenderedSequence
 
 _THUMBNAIL_PX = 48  # long side
+_DESCRIPTOR, _VOXEL_M = 509, 0.4  # values, and edge of a voxel
+_FOLD = np.array([73856093, 19349663, 83492791])  # large primes, so that few voxels share a bin
 _MAX_DIFFERENCE = 6.0  # grey levels between an image's thumbnail and its frame's
 
 
@@ -61,6 +63,14 @@ class TruePredictor(PairPredictor[EncodedTruth]):
 
     def predict(self, pairs: Sequence[tuple[EncodedTruth, EncodedTruth]]) -> list[PairPrediction]:
         return [self._pair(one, two) for one, two in pairs]
+
+    def describe(self, encoded: EncodedTruth) -> FloatArray:
+        """Which parts of the scene are seen: roots of the counts of points in voxels, folded to a fixed length."""
+        seen = encoded.points[encoded.points[..., 2] > 0]
+        voxels = np.floor(transform_points(encoded.camera_to_world, seen) / _VOXEL_M).astype(np.int64)
+        bins = (voxels @ _FOLD) % _DESCRIPTOR
+        counts = np.sqrt(np.bincount(bins, minlength=_DESCRIPTOR))
+        return (counts / max(float(np.linalg.norm(counts)), 1e-12)).astype(np.float32)
 
     def identify(self, image: PreparedImage) -> int:
         """The index of the frame an image shows."""

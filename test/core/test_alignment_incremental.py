@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 from alignment_scenes import changed, compare, make_truth, predict, predict_all, window_pairs
+from scipy.spatial.transform import Rotation
 
 from dust3r_ros.alignment import IncrementalAligner, align
 from dust3r_ros.config import AlignmentConfig
 from dust3r_ros.data import Intrinsics, PairState
 from dust3r_ros.errors import AlignmentError
+from dust3r_ros.geometry import Similarity
+from dust3r_ros.updates import changed_view
 
 CONFIG = AlignmentConfig(grid=24)
 
@@ -231,3 +234,63 @@ def test_wrong_calls_say_what_is_wrong():
         aligner.add(1, [e for e in edges if max(e.i, e.j) == 1], camera="left", size=(48, 64))
     update = aligner.add(1, [e for e in edges if max(e.i, e.j) == 1], camera="left", size=(24, 32))
     assert update.view.registered
+
+
+def test_a_lost_keyframe_is_placed_by_old_ones_and_the_window_goes_on_there():
+    truth = make_truth(14, seed=4)
+    truth.poses[10:, :3, 3] = truth.poses[:4, :3, 3] + [0.1, 0.2, 0]  # back at the beginning
+    aligner = IncrementalAligner(CONFIG, 2)
+    estimates, anchors = {}, {}
+    edges = predict_all(truth, window_pairs(14, 2), noise=0.005)
+    for k in range(10):
+        update = aligner.add(k, [e for e in edges if max(e.i, e.j) == k], camera="left", size=(24, 32))
+        estimates.update({k: update.view, **update.moved})
+        anchors.update(update.left)
+    assert sorted(anchors) == list(range(8))  # all but the window
+    np.testing.assert_array_equal(anchors[3].camera_to_world, estimates[3].camera_to_world)
+    assert anchors[3].intrinsics == estimates[3].intrinsics
+    assert anchors[3].reach == pytest.approx(np.median(estimates[3].depth), rel=0.02)
+    old = {k: anchors[k] for k in (0, 1)}
+    links = predict_all(truth, [(0, 10), (10, 0), (1, 10), (10, 1)], noise=0.005)
+    update = aligner.relocalise(10, links, old, camera="left", size=(24, 32))
+    assert update.view.registered and not update.moved
+    assert sorted(update.left) == [8, 9]
+    estimates[10] = update.view
+    for k in range(11, 14):
+        near = [e for e in edges if max(e.i, e.j) == k and min(e.i, e.j) >= 10]
+        update = aligner.add(k, near, camera="left", size=(24, 32))
+        estimates.update({k: update.view, **update.moved})
+    assert compare(truth, estimates).centre < 0.02
+    assert aligner.held_views <= 3 * 2
+
+
+def test_a_keyframe_that_old_ones_cannot_place_leaves_the_window_as_it_was():
+    truth = make_truth(8)
+    edges = predict_all(truth, window_pairs(8, 2))
+    aligner = IncrementalAligner(CONFIG, 2)
+    anchors = {}
+    for k in range(6):
+        anchors.update(aligner.add(k, [e for e in edges if max(e.i, e.j) == k], camera="left", size=(24, 32)).left)
+    held = aligner.held
+    nothing = np.zeros((24, 32), np.float32)
+    empty = [changed(e, conf_i=nothing, conf_j=nothing) for e in predict_all(truth, [(0, 6), (6, 0)])]
+    update = aligner.relocalise(6, empty, {0: anchors[0]}, camera="left", size=(24, 32))
+    assert not update.view.registered and not update.left
+    assert aligner.held == held
+    update = aligner.add(6, [e for e in edges if max(e.i, e.j) == 6], camera="left", size=(24, 32))
+    assert update.view.registered and set(update.moved) == {4, 5}
+
+
+def test_a_change_of_the_world_is_followed_and_the_walk_goes_on():
+    truth = make_truth(8)
+    edges = predict_all(truth, window_pairs(8, 2))
+    aligner = IncrementalAligner(CONFIG, 2)
+    change = Similarity(1.7, Rotation.from_rotvec([0.2, -0.5, 1.0]).as_matrix(), np.array([3.0, 1, -2]))
+    estimates = {}
+    for k in range(8):
+        update = aligner.add(k, [e for e in edges if max(e.i, e.j) == k], camera="left", size=(24, 32))
+        estimates.update({k: update.view, **update.moved})
+        if k == 4:
+            aligner.move(change)
+            estimates = {v: changed_view(view, change) for v, view in estimates.items()}
+    assert compare(truth, estimates).worst < 1e-4

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
 
 from dust3r_ros.config import MapConfig, make_config
 from dust3r_ros.data import Intrinsics, ViewEstimate
-from dust3r_ros.geometry import backproject, make_pose, transform_points
+from dust3r_ros.geometry import Similarity, backproject, make_pose, transform_points
 from dust3r_ros.mapping.cloud import PointCloud
-from dust3r_ros.mapping.fuse import FusedMap, usable_pixels, view_cloud
+from dust3r_ros.mapping.fuse import FusedMap, usable_pixels, view_cloud, view_points
 from dust3r_ros.mapping.voxels import VoxelGrid, renumbered
 
 HEIGHT, WIDTH = 48, 64
@@ -289,3 +291,50 @@ def test_misuse_is_refused():
         VoxelGrid(0.0)
     with pytest.raises(ValueError, match=r"must be \(N, 3\)"):
         PointCloud(np.zeros((2, 3), np.float32), np.zeros((3, 3), np.uint8), np.zeros(2, np.float32))
+
+
+@pytest.mark.parametrize("voxel_size", [0.0, 0.05])
+def test_a_loop_closure_takes_a_keyframes_points_along(voxel_size):
+    rng = np.random.default_rng(0)
+    view = wall(2.0, depth=rng.uniform(1.5, 2.5, (HEIGHT, WIDTH)).astype(np.float32))
+    change = Similarity(1.2, Rotation.from_rotvec([0.1, 0.4, 0]).as_matrix(), np.array([1.0, -2, 0.5]))
+    config = make_config(MapConfig, {"min_confidence": 0.0, "max_depth_step": 0.0, "voxel_size": voxel_size})
+    fused = FusedMap(config)
+    fused.add(0, view, flat((200, 10, 20)))
+    fused.add(1, wall(8.0, confidence=3.0), flat((0, 0, 250)))
+    before = fused.cloud()
+    assert fused.move(0, change)
+    cloud = fused.cloud()
+    red = cloud.colours[:, 0] > 100
+    points = change.apply(view_points(view, np.ones((HEIGHT, WIDTH), bool)))
+    distance, _ = cKDTree(points).query(cloud.points[red])
+    assert distance.max() < 1.2 * max(fused.voxel_edge, 1e-5) * 1.8  # a voxel's diagonal
+    back, _ = cKDTree(cloud.points[red]).query(points)
+    assert back.max() < 1.2 * max(fused.voxel_edge, 1e-5) * 1.8
+    blue = before.colours[:, 2] > 100
+    np.testing.assert_array_equal(np.sort(cloud.points[~red], axis=0), np.sort(before.points[blue], axis=0))
+    assert np.median(cloud.confidence[red]) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_moving_there_and_back_changes_little_and_keeps_all_weight():
+    cloud = random_cloud(3000)
+    grid = VoxelGrid(0.1)
+    added = grid.add(cloud)
+    change = Similarity(1.0, Rotation.from_rotvec([0, 0.7, 0]).as_matrix(), np.array([5.0, 0, 0]))
+    moved = grid.move(added, change)
+    assert moved.sums[:, 0].sum() == pytest.approx(cloud.confidence.sum(), rel=1e-5)
+    again = grid.move(moved, change.inverse())
+    assert again.sums[:, 7].sum() == pytest.approx(len(cloud))
+    distance, _ = cKDTree(cloud.points).query(grid.cloud().points)
+    assert np.median(distance) < 0.1
+    grid.subtract(again)
+    assert grid.count() == 0
+
+
+def test_what_hardly_moves_or_is_too_old_stays():
+    fused = FusedMap(ALL)
+    fused.add(0, wall(), flat())
+    before = fused.cloud()
+    assert not fused.move(0, Similarity(1.0, np.eye(3), np.array([1e-4, 0, 0])))
+    assert not fused.move(7, Similarity(1.0, np.eye(3), np.ones(3)))
+    np.testing.assert_array_equal(fused.cloud().points, before.points)

@@ -1,0 +1,271 @@
+"""Places seen before: what is kept of old keyframes, how loops to them are found and closed, and how a lost path is
+taken up again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+
+from dust3r_ros.alignment import AlignmentUpdate, IncrementalAligner
+from dust3r_ros.alignment.loops import LEAST_SIGMA, Loop, confirmed, verify
+from dust3r_ros.alignment.places import Anchor, PlaceIndex
+from dust3r_ros.alignment.pose_graph import GraphEdge, Similarities, solve_pose_graph
+from dust3r_ros.config import AlignmentConfig, LoopConfig
+from dust3r_ros.data import (
+    ByteImage,
+    Edge,
+    ImageTransform,
+    Intrinsics,
+    Keyframe,
+    PreparedImage,
+)
+from dust3r_ros.geometry import Similarity
+from dust3r_ros.predictor import PairPredictor
+
+log = logging.getLogger(__name__)
+
+JPEG_QUALITY = 90
+PAUSE = 5  # keyframes after a closed loop in which none is looked for
+PATIENCE = 10  # keyframes for which a loop waits for another that confirms it
+DRIFT = 0.2  # of the window's residual: how far a keyframe's relation to the one before is taken to be off
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedKeyframe:
+    """A keyframe with what the predictor keeps of it; ``intrinsics`` are the given ones, None when unknown."""
+
+    keyframe: Keyframe
+    encoded: Any
+    intrinsics: Intrinsics | None
+
+    @property
+    def index(self) -> int:
+        return self.keyframe.index
+
+
+@dataclass(frozen=True, eq=False)
+class Reunion:
+    """Old keyframes that a lost one shares its place with, the most alike first, the predictions between them, and
+    their geometry.
+    """
+
+    keyframes: tuple[EncodedKeyframe, ...]
+    edges: tuple[Edge, ...]
+    anchors: Mapping[int, Anchor]
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """An old keyframe's image, from which the predictor's encoding is made anew when it is needed."""
+
+    stamp_ns: int
+    camera: str
+    jpeg: ByteImage
+    transform: ImageTransform
+    intrinsics: Intrinsics | None
+
+
+class Revisits:
+    """Every keyframe of a map in little memory: a descriptor, a JPEG, and depths on the solver's grid.
+
+    Keyframes' relations among neighbours, and the loops that were believed, form a Sim(3) graph. ``search`` looks for
+    loops of one new keyframe, at a bounded cost; ``close`` solves the graph, and only when a loop was confirmed.
+    """
+
+    def __init__(self, config: LoopConfig, alignment: AlignmentConfig, predictor: PairPredictor[Any]) -> None:
+        self.config = config
+        self._alignment = alignment
+        self.predictor = predictor
+        self._index = PlaceIndex()
+        self._kept: dict[int, _Kept] = {}
+        self._anchors: dict[int, Anchor] = {}
+        self._parents: dict[int, tuple[int, ...]] = {}
+        self._sigma: dict[int, float] = {}
+        self._unit: dict[int, float] = {}  # present world units in a keyframe's first one
+        self._relations: dict[tuple[int, int], GraphEdge] = {}
+        self._pending: list[Loop] = []
+        self._loops: list[Loop] = []
+        self._paused_until = 0
+
+    @property
+    def loops(self) -> tuple[tuple[int, int], ...]:
+        """(old, new) of every loop that is believed."""
+        return tuple((loop.old, loop.new) for loop in self._loops)
+
+    def remember(self, new: EncodedKeyframe, aligned: AlignmentUpdate, aligner: IncrementalAligner) -> None:
+        """Take in a registered keyframe, and those that became final with it."""
+        descriptor = self.predictor.describe(new.encoded) if self.config.enabled else None
+        if descriptor is None:
+            return
+        index, keyframe = new.index, new.keyframe
+        self._index.add(index, descriptor)
+        self._kept[index] = _Kept(
+            keyframe.stamp_ns, keyframe.camera, _compressed(keyframe.image.pixels), keyframe.image.transform,
+            new.intrinsics,
+        )  # fmt: skip
+        ends = {i if j == index else j for i, j in aligned.edge_residual if index in (i, j)}
+        self._parents[index] = tuple(sorted(ends & self._kept.keys() - {index}))
+        residual = float(np.mean(list(aligned.edge_residual.values()) or [0.0]))
+        self._sigma[index] = max(DRIFT * residual, LEAST_SIGMA)
+        self._unit[index] = 1.0
+        self._anchors.update({v: anchor for v, anchor in aligned.left.items() if v in self._kept})
+        for v in aligned.left:
+            self._relate(v, aligner)
+
+    def search(self, new: EncodedKeyframe, aligner: IncrementalAligner) -> None:
+        """Look for an old keyframe that sees what a new one sees; the first that passes waits for ``close``."""
+        index = new.index
+        if index not in self._kept or index not in aligner.held or index < self._paused_until:
+            return
+        at_new, usual = aligner.anchor(index), aligner.usual_confidence
+        for old in self._candidates(index, aligner):
+            ((_, forward, backward),) = self._predict(new, [old])
+            loop = verify(old, index, forward.prediction, backward.prediction, self._anchors[old], at_new,
+                          self._alignment.min_confidence, usual)  # fmt: skip
+            log.debug("keyframe %d at keyframe %d: %s", index, old, "verified" if loop else "no loop")
+            if loop is not None:
+                self._pending.append(self._in_first_units(loop, aligner))
+                return
+
+    def close(self, aligner: IncrementalAligner) -> dict[int, Similarity]:
+        """Close the loops that are confirmed: how the world changed around every keyframe, nothing when there is none.
+
+        The aligner is moved along.
+        """
+        newest = next(reversed(self._kept), 0)
+        self._pending = [loop for loop in self._pending if loop.new > newest - PATIENCE]
+        nodes = self._nodes(aligner, {k for loop in self._pending for k in (loop.old, loop.new)})
+        found = confirmed(self._pending, nodes)
+        if not found:
+            return {}
+        self._pending = []
+        changes = self._solve(found, aligner)
+        if changes:
+            self._paused_until = newest + 1 + PAUSE
+            log.info("closed a loop: keyframe %d is where keyframe %d was", found[-1].new, found[-1].old)
+        return changes
+
+    def reunite(self, new: EncodedKeyframe) -> Reunion | None:
+        """Old keyframes that agree on where a lost keyframe is, None when there are none."""
+        descriptor = self.predictor.describe(new.encoded) if self.config.enabled else None
+        if descriptor is None:
+            return None
+        near = self._index.nearest(descriptor, list(self._anchors), self.config.candidates, 0.0)
+        edges = self._predict(new, near)
+        loops = []
+        for old, forward, backward in edges:
+            loop = verify(old.index, new.index, forward.prediction, backward.prediction, self._anchors[old.index], None,
+                          self._alignment.min_confidence, 0.0)  # fmt: skip
+            if loop is not None:  # the new keyframe's unit means nothing
+                rigid = Similarity(1.0, loop.relative.rotation, loop.relative.translation)
+                loops.append(replace(loop, relative=rigid, reach=loop.reach * loop.relative.scale))
+        world = {old.index: Similarity.from_matrix(self._anchors[old.index].camera_to_world) for old, _, _ in edges}
+        good = {loop.old for loop in confirmed(loops, {**world, new.index: Similarity.identity()})}
+        chosen = [(old, forward, backward) for old, forward, backward in edges if old.index in good]
+        if not chosen:
+            return None
+        return Reunion(
+            tuple(old for old, _, _ in chosen),
+            tuple(edge for _, forward, backward in chosen for edge in (forward, backward)),
+            {old.index: self._anchors[old.index] for old, _, _ in chosen},
+        )
+
+    def _candidates(self, index: int, aligner: IncrementalAligner) -> list[int]:
+        """Keyframes long gone that look like keyframe ``index``, measured by how much its neighbours do."""
+        held = set(aligner.held)
+        old = [v for v in self._anchors if v <= index - self.config.min_separation and v not in held]
+        near = [v for v in held if v in self._kept and v != index]
+        if not old or not near:
+            return []
+        descriptor = self._index.descriptor(index)
+        least = self.config.similarity * float(self._index.likeness(descriptor, near).max())
+        return self._index.nearest(descriptor, old, self.config.candidates, max(least, 0.0))
+
+    def _predict(self, new: EncodedKeyframe, old: Sequence[int]) -> list[tuple[EncodedKeyframe, Edge, Edge]]:
+        if not old:
+            return []
+        recalled = [self._recall(index) for index in old]
+        pairs = [pair for r in recalled for pair in ((r.encoded, new.encoded), (new.encoded, r.encoded))]
+        found = self.predictor.predict(pairs)
+        return [
+            (r, Edge(r.index, new.index, found[2 * k]), Edge(new.index, r.index, found[2 * k + 1]))
+            for k, r in enumerate(recalled)
+        ]
+
+    def _recall(self, index: int) -> EncodedKeyframe:
+        kept = self._kept[index]
+        image = PreparedImage(_decompressed(kept.jpeg), kept.transform)
+        encoded = self.predictor.encode(image, kept.camera, kept.intrinsics)
+        return EncodedKeyframe(Keyframe(index, kept.stamp_ns, kept.camera, image), encoded, kept.intrinsics)
+
+    def _node(self, index: int, aligner: IncrementalAligner) -> Similarity:
+        """Camera to world, from the keyframe's first unit."""
+        pose = (aligner.anchor(index) if index in aligner.held else self._anchors[index]).camera_to_world
+        return Similarity(self._unit[index], pose[:3, :3], pose[:3, 3])
+
+    def _nodes(self, aligner: IncrementalAligner, indices: set[int]) -> dict[int, Similarity]:
+        return {index: self._node(index, aligner) for index in sorted(indices)}
+
+    def _in_first_units(self, loop: Loop, aligner: IncrementalAligner) -> Loop:
+        """A loop measured in present units, in the units its keyframes had at first."""
+        old, new = self._node(loop.old, aligner), self._node(loop.new, aligner)
+        world = replace(old, scale=1.0).compose(loop.relative).compose(replace(new, scale=1.0).inverse())
+        return replace(loop, relative=old.inverse().compose(world).compose(new), reach=loop.reach / new.scale)
+
+    def _relate(self, index: int, aligner: IncrementalAligner) -> None:
+        """Fix how a keyframe lies to those it was aligned with, if that is not fixed yet."""
+        parents = self._parents.get(index, ())
+        for steps, parent in enumerate(reversed(parents), start=1):
+            if (parent, index) not in self._relations:
+                old, new = self._node(parent, aligner), self._node(index, aligner)
+                anchor = aligner.anchor(index) if index in aligner.held else self._anchors[index]
+                # Errors add up along the way rather than cancel, and the parents' measurements repeat each other.
+                sigma = self._sigma[index] * float(np.sqrt(len(parents))) * steps
+                relative, reach = old.inverse().compose(new), anchor.reach / new.scale
+                self._relations[parent, index] = GraphEdge(parent, index, relative, reach, sigma)
+
+    def _solve(self, found: Sequence[Loop], aligner: IncrementalAligner) -> dict[int, Similarity]:
+        held = [v for v in aligner.held if v in self._kept]
+        for v in held:
+            self._relate(v, aligner)
+        indices = sorted(self._anchors.keys() | set(held))
+        place = {v: k for k, v in enumerate(indices)}
+        body = np.array([len(indices) if v in held else k for k, v in enumerate(indices)])
+        body = np.unique(body, return_inverse=True)[1]
+        nodes = self._nodes(aligner, set(indices))
+        loops = [*self._loops, *found]
+        doubtful = [GraphEdge(s.old, s.new, s.relative, s.reach, s.sigma, doubtful=True) for s in loops]
+        edges = [replace(e, i=place[e.i], j=place[e.j]) for e in (*self._relations.values(), *doubtful)]
+        before = Similarities.stack([nodes[v] for v in indices])
+        solution = solve_pose_graph(before, body, int(body[0]), edges)
+        believed = solution.believed[len(self._relations) :]
+        self._loops = [loop for loop, good in zip(loops, believed) if good]
+        if not any(loop in self._loops for loop in found):
+            return {}
+        change = solution.nodes.compose(before.inverse())
+        changes = {v: change.single(k) for k, v in enumerate(indices)}
+        self._follow(changes, held, aligner)
+        return changes
+
+    def _follow(self, changes: Mapping[int, Similarity], held: Sequence[int], aligner: IncrementalAligner) -> None:
+        for v, change in changes.items():
+            self._unit[v] *= change.scale
+            if v in self._anchors:
+                self._anchors[v] = self._anchors[v].moved(change)
+        if held:
+            aligner.move(changes[held[0]])
+
+
+def _compressed(pixels: ByteImage) -> ByteImage:
+    bgr = np.ascontiguousarray(pixels[..., ::-1])
+    return np.asarray(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1])
+
+
+def _decompressed(jpeg: ByteImage) -> ByteImage:
+    return np.ascontiguousarray(np.asarray(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), dtype=np.uint8)[..., ::-1])
