@@ -53,6 +53,27 @@ class Layout:
         }
         return Layout(self.rays, moved)
 
+    def onto(self, poses: Mapping[int, FloatArray]) -> Layout:
+        """The same layout in the world and unit of known poses (4, 4), which its views of that name then have.
+
+        Rotation by the views' mean rotation, so that two known poses are enough; unit and shift by their centres.
+        """
+        known = {v: p for v, p in poses.items() if v in self.placed}
+        if not known:
+            return self
+        turn = _nearest_rotation(sum(p[:3, :3] @ self.placed[v].rotation.T for v, p in known.items()))
+        source = np.array([turn @ self.placed[v].centre for v in known])
+        target = np.array([p[:3, 3] for p in known.values()])
+        scale = _relative_size(source - source.mean(axis=0), target - target.mean(axis=0))
+        shift = target.mean(axis=0) - scale * source.mean(axis=0)
+        moved = {}
+        for v, p in self.placed.items():
+            rotation, centre = turn @ p.rotation, scale * turn @ p.centre + shift
+            if v in known:
+                rotation, centre = known[v][:3, :3], known[v][:3, 3]
+            moved[v] = replace(p, rotation=rotation, centre=centre, log_depth=p.log_depth + np.log(scale))
+        return Layout(self.rays, moved)
+
 
 @dataclass(frozen=True, eq=False)
 class _Proposal:
@@ -69,8 +90,8 @@ def place_all(edges: Sequence[SampledEdge], views: Iterable[int], rays: Mapping[
     touching: dict[int, list[SampledEdge]] = {v: [] for v in remaining}
     for edge in edges:
         if edge.usable and edge.i in remaining and edge.j in remaining:
-            touching[edge.i].append(edge)
-            touching[edge.j].append(edge)
+            for view in {edge.i, edge.j}:
+                touching[view].append(edge)
     seed = max(
         (e for v in remaining for e in touching[v] if e.i == v),
         key=lambda e: (not e.rotation_only, e.strength), default=None,
@@ -104,6 +125,20 @@ def place_view(view: int, edges: Sequence[SampledEdge], layout: Layout) -> Place
     best = int(np.argmax(support))
     p = proposals[best]
     return Placement(p.rotation, p.centre, p.log_depth, p.known, support[best])
+
+
+def _nearest_rotation(matrix: FloatArray) -> FloatArray:
+    u, _, vt = np.linalg.svd(matrix)
+    return (u * (1, 1, np.sign(np.linalg.det(u @ vt)))) @ vt
+
+
+def _relative_size(source: FloatArray, target: FloatArray) -> float:
+    """The factor from centred points (N, 3) to others; 1 where one of them has no size to compare."""
+    sizes = np.sqrt((source**2).sum()), np.sqrt((target**2).sum())
+    if min(sizes) < 1e-9 * max(1.0, *sizes):
+        return 1.0
+    scale = float((source * target).sum() / sizes[0] ** 2)
+    return scale if scale > 0.1 * sizes[1] / sizes[0] else float(sizes[1] / sizes[0])
 
 
 def robust_scale(source: FloatArray, target: FloatArray, weight: FloatArray) -> float:

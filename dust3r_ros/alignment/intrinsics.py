@@ -84,7 +84,8 @@ def group_focals(
     return FocalGroups(tuple(groups), len(names))
 
 
-def view_focal(points: FloatArray, weight: FloatArray, positions: FloatArray, size: Size) -> float:
+def view_focal(points: FloatArray, weight: FloatArray, positions: FloatArray, size: Size,
+               principal_point: tuple[float, float] | None = None) -> float:  # fmt: skip
     """The focal (units of the longer side) that puts own-frame points (3, G) on their pixels (G, 2); NaN if none does.
 
     The weighted median over pixels p of ``|p|^2 / (p . slope)``: as robust as the paper's Weiszfeld iteration
@@ -95,7 +96,7 @@ def view_focal(points: FloatArray, weight: FloatArray, positions: FloatArray, si
     if np.count_nonzero(use) < 3:
         return float("nan")
     height, width = size
-    pixel = (positions[use] - (width / 2, height / 2)).T / max(size)
+    pixel = (positions[use] - (principal_point or (width / 2, height / 2))).T / max(size)
     slope = points[:2, use] / points[2, use]
     radius2, along = (pixel**2).sum(axis=0), (pixel * slope).sum(axis=0)
     focals = np.divide(radius2, along, out=np.full_like(along, np.inf), where=along > 0)
@@ -103,11 +104,12 @@ def view_focal(points: FloatArray, weight: FloatArray, positions: FloatArray, si
     return focal if np.isfinite(focal) and focal > 0 else float("nan")
 
 
-def edge_focal(edge: SampledEdge, positions: FloatArray, size: Size) -> float:
+def edge_focal(edge: SampledEdge, positions: FloatArray, size: Size,
+               principal_point: tuple[float, float] | None = None) -> float:  # fmt: skip
     """The focal of view i by one edge's own-frame map, NaN when it has no depth to tell it from."""
     if edge.rotation_only:
         return float("nan")
-    return view_focal(edge.points_i, edge.weight_i, positions, size)
+    return view_focal(edge.points_i, edge.weight_i, positions, size, principal_point)
 
 
 def pool_focals(focals: Sequence[float]) -> PooledFocal:

@@ -56,10 +56,15 @@ class Fit:
         return {edge: float(r) for edge, r in zip(self.used, rms)}
 
 
-def view_intrinsics(known: Intrinsics | None, size: Size, log_focal: float) -> Intrinsics:
+def view_intrinsics(known: Intrinsics | None, size: Size, log_focal: float,
+                    principal_point: tuple[float, float] | None = None) -> Intrinsics:  # fmt: skip
     """The given intrinsics, or those of a focal in units of the longer side of (H, W)."""
+    if known is not None:
+        return known
     height, width = size
-    return known if known is not None else Intrinsics.from_focal(float(np.exp(log_focal)) * max(size), width, height)
+    focal = float(np.exp(log_focal)) * max(size)
+    cx, cy = principal_point or (width / 2, height / 2)
+    return Intrinsics(focal, focal, cx, cy, width, height)
 
 
 def fuse_view(view: int, edges: Sequence[Edge], scales: Sequence[float], poses: Mapping[int, FloatArray],

@@ -67,7 +67,8 @@ def test_the_normal_equations_are_those_of_numerical_derivatives(view):
     problem, state = small_problem()
     columns = number_columns(problem, state)
     system = linearise_view(problem.sightings[view], problem.lenses[view], state, view, NOISE, QUADRATIC, False)
-    mapping, at = view_columns(problem, state, columns, view)
+    local = [view_columns(problem, state, columns, v) for v in range(3)]
+    mapping, at = local[view]
     normal = np.zeros((columns.size, columns.size))
     normal[np.ix_(at, at)] += mapping.T @ system.normal @ mapping
     no_change = [linearise_view(s, lens, state, v, NOISE, QUADRATIC, False)
@@ -77,7 +78,7 @@ def test_the_normal_equations_are_those_of_numerical_derivatives(view):
     for k in range(columns.size):
         delta = np.zeros(columns.size)
         delta[k] = step
-        high, low = (apply_step(problem, state, columns, no_change, sign * delta) for sign in (1, -1))
+        high, low = (apply_step(problem, state, columns, no_change, local, sign * delta) for sign in (1, -1))
         difference = whitened_model(problem, high, view, state) - whitened_model(problem, low, view, state)
         numeric.append(difference.ravel() / (2 * step))
     jacobian = np.array(numeric)
