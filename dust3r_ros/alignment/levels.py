@@ -23,10 +23,11 @@ from dust3r_ros.alignment.observations import (
     pixel_positions,
     sample_edge,
 )
-from dust3r_ros.alignment.solve import Solution, solve
+from dust3r_ros.alignment.solve import WIDENING, Solution, solve
 from dust3r_ros.config import AlignmentConfig
 from dust3r_ros.data import Edge, FloatArray
 
+COARSE_ROUNDS = len(WIDENING) + 1
 COARSE_SAMPLES = 8 * MIN_SAMPLES  # predictions that every edge needs, so that a quarter of them is enough to start from
 
 
@@ -80,10 +81,12 @@ def fit_levels(levels: Sequence[Level], used: Sequence[int], layout: Layout, log
         log_depth=[p.log_depth for p in placed],
     )
     for turn, level in enumerate(levels):
+        last = turn + 1 == len(levels)
         problem = make_problem(level, used, fixed)
         if turn:
             state = replace(state, log_depth=start_depths(problem, state))
-        solution = solve(problem, state, config, warm=turn > 0)
+        rounds = config.outer_iterations if last else min(config.outer_iterations, COARSE_ROUNDS)
+        solution = solve(problem, state, replace(config, outer_iterations=rounds), warm=turn > 0)
         state = solution.state
     return problem, solution
 

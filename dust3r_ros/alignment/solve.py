@@ -29,6 +29,7 @@ LEAST_ASPECT = 0.25  # lateral over radial noise; classical pairs have none acro
 SYMMETRIC = {"SymmetricMode": True}
 LARGEST_STEP = 0.5
 GAUGE_EDGES = 50
+TOLERANCE = 1.02  # the weights use the model's distances, so that the steps solve equations and only nearly descend
 LEAST_STEP = 1e-6
 STEP_OF_NOISE = 0.01
 LEAST_GAIN = 1e-4  # relative decrease of the cost below which a round has converged
@@ -116,7 +117,7 @@ def _descend(problem: Problem, state: State, errors: list[ViewErrors], noise: No
         trial = apply_step(problem, state, columns, systems, local, delta)
         trial_errors = view_errors(problem, trial)
         trial_cost = _cost(problem, trial, trial_errors, noise)
-        if not trial_cost < cost * 1.001 + 1e-9:
+        if not trial_cost < cost * TOLERANCE + 1e-9:
             damping *= 30
             if damping > 1e4:
                 return state, errors, step + 1, moved
