@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dust3r_ros.alignment.given import Given
 from dust3r_ros.alignment.initialise import Placement, place_all
 from dust3r_ros.alignment.intrinsics import FocalGroups, edge_focal, group_focals, pool_focals
-from dust3r_ros.alignment.levels import Level, fit_levels, initial_log_scale, make_levels
+from dust3r_ros.alignment.levels import Level, fit_levels, initial_log_scale, make_levels, make_problem
 from dust3r_ros.alignment.observations import Size, grid_pixels, linked_sets, pixel_positions, view_sizes
 from dust3r_ros.alignment.result import Fit, fuse_view, unregistered_view, view_intrinsics
+from dust3r_ros.alignment.solve import solve
+from dust3r_ros.alignment.uncertainty import pose_covariances
 from dust3r_ros.config import AlignmentConfig
 from dust3r_ros.data import Edge, FloatArray, Intrinsics, Scene, ViewEstimate
 from dust3r_ros.errors import AlignmentError
 from dust3r_ros.geometry import make_pose
 
 __all__ = ["align", "align_components", "initial_log_scale"]
-log = logging.getLogger(__name__)
+
+WRONG = 4.0  # typical error, in multiples of the expected one, of an edge that is left out
+WRONG_ROUNDS = 3
 
 
 def align(
@@ -114,8 +117,38 @@ def _align_set(p: _Prepared, members: Sequence[int]) -> Scene:
     used = [e for e, s in enumerate(p.levels[-1].sampled) if s.usable and s.i in fixed and s.j in fixed]
     problem, solution = fit_levels(p.levels, used, layout, log_focal, fixed, p.config)
     fit = Fit(tuple(fixed), tuple(used), problem, solution.state, solution.noise)
-    fit = _in_world(fit, known)
-    return _make_scene(p, fit, known)
+    fit, wrong = _without_wrong_edges(p, fit, fixed)
+    residual = {**wrong, **fit.edge_residuals()}
+    views = _make_views(p, _in_world(fit, known), known)
+    names = [(edge.i, edge.j) for edge in p.edges]
+    return Scene(
+        views, {names[e]: residual[e] for e in sorted(residual)}, wrong_edges=frozenset(names[e] for e in wrong)
+    )
+
+
+def _without_wrong_edges(p: _Prepared, fit: Fit, fixed: Mapping[int, bool]) -> tuple[Fit, dict[int, float]]:
+    """The fit without edges that contradict it, and their residuals; an edge that alone ties a view to others stays."""
+    wrong: dict[int, float] = {}
+    for _ in range(WRONG_ROUNDS):
+        scores = fit.edge_scores()
+        kept = list(range(len(fit.used)))
+        for k in np.argsort(-scores):
+            if not scores[k] > WRONG:
+                break
+            others = [m for m in kept if m != k]
+            sets = linked_sets([p.levels[-1].sampled[fit.used[m]] for m in others], p.views)
+            if sets and len(sets[0]) == len(fit.views):
+                kept = others
+        if len(kept) == len(fit.used):
+            break
+        residual = fit.edge_residuals()
+        wrong.update({e: residual[e] for m, e in enumerate(fit.used) if m not in kept})
+        used = tuple(fit.used[m] for m in kept)
+        problem = make_problem(p.levels[-1], used, fixed)
+        state = replace(fit.state, log_scale=fit.state.log_scale[kept])
+        solution = solve(problem, state, p.config, warm=True)
+        fit = Fit(fit.views, used, problem, solution.state, solution.noise)
+    return fit, wrong
 
 
 def _initial_focals(p: _Prepared, members: Sequence[int]) -> FloatArray:
@@ -142,10 +175,11 @@ def _in_world(fit: Fit, known: Mapping[int, FloatArray]) -> Fit:
     return fit.in_world_of(first, Placement(known[first][:3, :3], known[first][:3, 3], nothing, nothing))
 
 
-def _make_scene(p: _Prepared, fit: Fit, known: Mapping[int, FloatArray]) -> Scene:
+def _make_views(p: _Prepared, fit: Fit, known: Mapping[int, FloatArray]) -> tuple[ViewEstimate, ...]:
     poses = {v: make_pose(fit.state.rotation[k], fit.state.centre[k]) for k, v in enumerate(fit.views)}
     poses.update(known)
     scales = np.exp(-fit.state.log_scale)
+    covariance = _covariances(p, fit, known)
     estimates = []
     for view in range(p.views):
         group = p.groups.of_view[view]
@@ -158,6 +192,18 @@ def _make_scene(p: _Prepared, fit: Fit, known: Mapping[int, FloatArray]) -> Scen
         touching = [k for k, e in enumerate(fit.used) if view in (p.edges[e].i, p.edges[e].j)]
         near = [p.edges[fit.used[k]] for k in touching]
         fused = fuse_view(view, near, scales[touching].tolist(), poses, lens, fit.noise, p.config.min_confidence)
-        estimates.append(ViewEstimate(poses[view], fused.depth, fused.confidence, lens))
-    residual = {(p.edges[e].i, p.edges[e].j): r for e, r in fit.edge_residuals().items()}
-    return Scene(tuple(estimates), residual)
+        estimates.append(
+            ViewEstimate(poses[view], fused.depth, fused.confidence, lens, pose_covariance=covariance[view])
+        )
+    return tuple(estimates)
+
+
+def _covariances(p: _Prepared, fit: Fit, known: Mapping[int, FloatArray]) -> dict[int, FloatArray]:
+    """Pose covariances (6, 6) by view, in the scene's world and unit. The coarse level is enough for them."""
+    level = p.levels[0]
+    problem = make_problem(level, fit.used, dict(zip(fit.views, fit.problem.fixed_pose)))
+    depths = [depth[level.taken[v]] for v, depth in zip(fit.views, fit.state.log_depth)]
+    shapes = [level.shapes[v] for v in fit.views]
+    origin = next((k for k, v in enumerate(fit.views) if v in known), 0)
+    found = pose_covariances(problem, replace(fit.state, log_depth=depths), fit.noise, shapes, origin)
+    return dict(zip(fit.views, found))

@@ -14,7 +14,7 @@ import numpy as np
 
 from dust3r_ros.alignment.observations import MIN_SAMPLES, SampledEdge
 from dust3r_ros.data import FloatArray
-from dust3r_ros.geometry import Similarity, procrustes, weighted_median
+from dust3r_ros.geometry import Similarity, make_pose, procrustes, weighted_median
 
 INLIER = 0.06  # relative error at which a prediction's support for a proposal is halved
 TRIM_ROUNDS = 4
@@ -56,22 +56,20 @@ class Layout:
     def onto(self, poses: Mapping[int, FloatArray]) -> Layout:
         """The same layout in the world and unit of known poses (4, 4), which its views of that name then have.
 
-        Rotation by the views' mean rotation, so that two known poses are enough; unit and shift by their centres.
+        Rotation by the views' mean rotation, so that two known poses are enough; unit and shift by medians over centres.
         """
         known = {v: p for v, p in poses.items() if v in self.placed}
         if not known:
             return self
-        turn = _nearest_rotation(sum(p[:3, :3] @ self.placed[v].rotation.T for v, p in known.items()))
+        turn = _nearest_rotation(np.sum([p[:3, :3] @ self.placed[v].rotation.T for v, p in known.items()], axis=0))
         source = np.array([turn @ self.placed[v].centre for v in known])
         target = np.array([p[:3, 3] for p in known.values()])
-        scale = _relative_size(source - source.mean(axis=0), target - target.mean(axis=0))
-        shift = target.mean(axis=0) - scale * source.mean(axis=0)
+        scale = _relative_size(source, target)
+        shift = np.median(target - scale * source, axis=0)
         moved = {}
         for v, p in self.placed.items():
-            rotation, centre = turn @ p.rotation, scale * turn @ p.centre + shift
-            if v in known:
-                rotation, centre = known[v][:3, :3], known[v][:3, 3]
-            moved[v] = replace(p, rotation=rotation, centre=centre, log_depth=p.log_depth + np.log(scale))
+            pose = known.get(v, make_pose(turn @ p.rotation, scale * turn @ p.centre + shift))
+            moved[v] = replace(p, rotation=pose[:3, :3], centre=pose[:3, 3], log_depth=p.log_depth + np.log(scale))
         return Layout(self.rays, moved)
 
 
@@ -133,12 +131,11 @@ def _nearest_rotation(matrix: FloatArray) -> FloatArray:
 
 
 def _relative_size(source: FloatArray, target: FloatArray) -> float:
-    """The factor from centred points (N, 3) to others; 1 where one of them has no size to compare."""
-    sizes = np.sqrt((source**2).sum()), np.sqrt((target**2).sum())
-    if min(sizes) < 1e-9 * max(1.0, *sizes):
-        return 1.0
-    scale = float((source * target).sum() / sizes[0] ** 2)
-    return scale if scale > 0.1 * sizes[1] / sizes[0] else float(sizes[1] / sizes[0])
+    """The median factor from distances between points (N, 3) to those between others; 1 where there is none."""
+    first, second = np.triu_indices(len(source), 1)
+    before, after = (np.linalg.norm(p[first] - p[second], axis=1) for p in (source, target))
+    apart = (before > 1e-9 * before.max(initial=0.0)) & (after > 1e-9)
+    return float(np.median(after[apart] / before[apart])) if apart.any() else 1.0
 
 
 def robust_scale(source: FloatArray, target: FloatArray, weight: FloatArray) -> float:

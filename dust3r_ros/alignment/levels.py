@@ -13,6 +13,7 @@ from dust3r_ros.alignment.intrinsics import FocalGroups
 from dust3r_ros.alignment.model import Lens, Problem, State, make_lens
 from dust3r_ros.alignment.observations import (
     MIN_SAMPLES,
+    IntArray,
     SampledEdge,
     Sightings,
     Size,
@@ -33,10 +34,15 @@ COARSE_SAMPLES = 8 * MIN_SAMPLES  # predictions that every edge needs, so that a
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """Edges on the sample pixels of one spacing, and the views' lenses for these pixels."""
+    """Edges on the sample pixels of one spacing, and the views' lenses for these pixels.
+
+    ``shapes`` are the samples' rows and columns in each view, ``taken`` their positions among those of the fine level.
+    """
 
     sampled: Sequence[SampledEdge]
     lenses: Mapping[int, Lens]
+    shapes: Mapping[int, tuple[int, int]]
+    taken: Mapping[int, IntArray]
 
     def rays(self, log_focal: FloatArray) -> dict[int, FloatArray]:
         """Rays (3, G) of every view's sample pixels."""
@@ -53,13 +59,16 @@ def make_levels(edges: Sequence[Edge], sizes: Mapping[int, Size], given: Given, 
                      given.principal_points[v])
         for v, size in sizes.items()
     }  # fmt: skip
-    fine = Level(sampled, lenses)
+    shapes = {v: grid_shape(size, config.grid) for v, size in sizes.items()}
+    fine = Level(sampled, lenses, shapes, {v: np.arange(rows * cols) for v, (rows, cols) in shapes.items()})
     if min((s.samples for s in sampled if s.usable), default=0) < COARSE_SAMPLES:
         return (fine,)
-    some = {v: every_second(grid_shape(size, config.grid)) for v, size in sizes.items()}
+    some = {v: every_second(shape) for v, shape in shapes.items()}
     coarse = Level(
         [s.take(some[s.i], some[s.j]) for s in sampled],
         {v: replace(lens, offset=np.ascontiguousarray(lens.offset[:, some[v]])) for v, lens in lenses.items()},
+        {v: ((rows + 1) // 2, (cols + 1) // 2) for v, (rows, cols) in shapes.items()},
+        some,
     )
     return (coarse, fine)
 

@@ -14,7 +14,7 @@ from dust3r_ros.alignment.model import Lens, Noise, State
 from dust3r_ros.alignment.observations import Sightings
 from dust3r_ros.data import FloatArray
 
-# Columns of a seen pixel's Jacobian: relative pose (translation, rotation), log scale, log focal, log depth; the residual.
+# Columns of a seen pixel's Jacobian: relative pose (translation, rotation), log scale, focal and depth; the residual.
 TRANSLATION, ROTATION, SCALE, FOCAL, DEPTH, RESIDUAL = slice(0, 3), slice(3, 6), 6, 7, 8, 9
 
 BLAS_PIECE = 400_000  # multiplications
@@ -121,6 +121,11 @@ def own_errors(s: Sightings, rays: FloatArray, state: State, view: int) -> Error
 def seen_errors(s: Sightings, rays: FloatArray, state: State, view: int) -> Errors:
     """Errors of the other-frame predictions (B, G); no radial one where the edge has no parallax."""
     return _seen_geometry(s, rays, state, view).errors
+
+
+def seen_components(s: Sightings, rays: FloatArray, state: State, view: int) -> FloatArray:
+    """Errors (B, 3, G) of the other-frame predictions: along the line of sight and in two directions across it."""
+    return _seen_geometry(s, rays, state, view).error
 
 
 def own_focal_evidence(

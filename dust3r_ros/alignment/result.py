@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from dust3r_ros.alignment.depth import FARTHEST, FusedDepth, OwnMap, SeenMap, fuse_depth, in_world
 from dust3r_ros.alignment.initialise import Placement
-from dust3r_ros.alignment.linearise import own_errors, seen_errors
+from dust3r_ros.alignment.linearise import Errors, chi2
 from dust3r_ros.alignment.model import Noise, Problem, State
 from dust3r_ros.alignment.observations import Size, confidence_floor, sample_map
+from dust3r_ros.alignment.solve import ViewErrors, view_errors
 from dust3r_ros.data import Edge, FloatArray, Intrinsics, PairState, ViewEstimate
+
+CHI2_MEDIAN = {1: 0.455, 2: 1.386, 3: 2.366}  # by degrees of freedom
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,19 +45,42 @@ class Fit:
         )
         return replace(self, state=moved)
 
+    @cached_property
+    def errors(self) -> Sequence[ViewErrors]:
+        """Errors of all predictions, by view; the same in every world."""
+        return view_errors(self.problem, self.state)
+
     def edge_residuals(self) -> dict[int, float]:
         """Confidence-weighted RMS error relative to distance, by position of the edge among those given."""
         total, weight = np.zeros(len(self.used)), np.zeros(len(self.used))
-        for k, (s, lens) in enumerate(zip(self.problem.sightings, self.problem.lenses)):
-            rays = lens.rays(self.state.log_focal)
-            for at, w, errors in (
-                (s.own_edge, s.own_weight, own_errors(s, rays, self.state, k)),
-                (s.seen_edge, s.seen_weight, seen_errors(s, rays, self.state, k)),
-            ):
+        for s, (own, seen) in zip(self.problem.sightings, self.errors):
+            for at, w, errors in ((s.own_edge, s.own_weight, own), (s.seen_edge, s.seen_weight, seen)):
                 np.add.at(total, at, (w * (errors.radial**2 + errors.lateral2)).sum(axis=1))
                 np.add.at(weight, at, w.sum(axis=1))
         rms = np.sqrt(total / np.maximum(weight, 1e-300))
         return {edge: float(r) for edge, r in zip(self.used, rms)}
+
+    def edge_scores(self) -> FloatArray:
+        """Error of each used edge's typical prediction (E,), as a multiple of what the noise lets expect.
+
+        The larger one of the edge's two maps.
+        """
+        scores = np.zeros(len(self.used))
+        for s, (own, seen) in zip(self.problem.sightings, self.errors):
+            along = Errors(own.radial, np.zeros_like(own.radial))  # across, own-frame maps may have no error at all
+            expected = np.where(s.seen_parallax > 0, CHI2_MEDIAN[3], CHI2_MEDIAN[2])
+            np.maximum.at(scores, s.own_edge, _typical(s.own_weight, along, self.noise, CHI2_MEDIAN[1]))
+            np.maximum.at(scores, s.seen_edge, _typical(s.seen_weight, seen, self.noise, expected))
+        return scores
+
+
+def _typical(weight: FloatArray, errors: Errors, noise: Noise, expected: FloatArray | float) -> FloatArray:
+    """The root of the median of chi2 over the pixels with weight, relative to the expected one; (K, G) to (K,)."""
+    found = np.where(weight > 0, chi2(weight, errors, noise), np.nan)
+    some = (weight > 0).any(axis=1)
+    medians = np.zeros(len(found))
+    medians[some] = np.nanmedian(found[some], axis=1)
+    return np.sqrt(medians / expected)
 
 
 def view_intrinsics(known: Intrinsics | None, size: Size, log_focal: float,

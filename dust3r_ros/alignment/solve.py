@@ -48,10 +48,11 @@ class Columns:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """The fitted state, the noise level it implies, and how many steps it took."""
+    """The fitted state, the noise level it implies, the errors it leaves, and how many steps it took."""
 
     state: State
     noise: Noise
+    errors: Sequence[ViewErrors]
     steps: int
 
 
@@ -68,7 +69,7 @@ def solve(problem: Problem, state: State, config: AlignmentConfig, *, warm: bool
         settled = abs(np.log(noise.radial / previous.radial)) < 0.02 and moved < _least_step(noise)
         if settled and widening == 1.0:
             break
-    return Solution(state, noise, steps)
+    return Solution(state, noise, errors, steps)
 
 
 def view_errors(problem: Problem, state: State) -> list[ViewErrors]:
@@ -228,14 +229,19 @@ def _solve_blocks(blocks: Sequence[Block], gradient: FloatArray, damping: float)
     (SuperLU also for small systems: a threaded LAPACK on a busy machine takes a hundred times longer for them.)
     """
     size = len(gradient)
-    rows = np.concatenate([np.repeat(at, len(at)) for at, _ in blocks])
-    cols = np.concatenate([np.tile(at, len(at)) for at, _ in blocks])
-    values = np.concatenate([block.ravel() for _, block in blocks])
-    normal = scipy.sparse.csc_matrix((values, (rows, cols)), shape=(size, size))
+    normal = sparse_normal(blocks, size)
     normal = normal + scipy.sparse.diags(_damping_diagonal(normal.diagonal(), damping), format="csc")
     if size > SMALL_SYSTEM and normal.nnz > FILLED * size**2:
         return scipy.linalg.solve(normal.toarray(), gradient, assume_a="pos", check_finite=False)
     return splu(normal, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options=SYMMETRIC).solve(gradient)
+
+
+def sparse_normal(blocks: Sequence[Block], size: int) -> scipy.sparse.csc_matrix:
+    """The sum of dense blocks scattered at indices."""
+    rows = np.concatenate([np.repeat(at, len(at)) for at, _ in blocks])
+    cols = np.concatenate([np.tile(at, len(at)) for at, _ in blocks])
+    values = np.concatenate([block.ravel() for _, block in blocks])
+    return scipy.sparse.csc_matrix((values, (rows, cols)), shape=(size, size))
 
 
 def _damping_diagonal(diagonal: FloatArray, damping: float) -> FloatArray:
