@@ -14,7 +14,7 @@ from dust3r_ros.alignment.levels import Level, fit_levels, initial_log_scale, ma
 from dust3r_ros.alignment.observations import Size, grid_pixels, linked_sets, pixel_positions, view_sizes
 from dust3r_ros.alignment.result import Fit, fuse_view, unregistered_view, view_intrinsics
 from dust3r_ros.alignment.solve import solve
-from dust3r_ros.alignment.uncertainty import pose_covariances
+from dust3r_ros.alignment.uncertainty import correlated_samples, pose_covariances
 from dust3r_ros.config import AlignmentConfig
 from dust3r_ros.data import Edge, FloatArray, Intrinsics, Scene, ViewEstimate
 from dust3r_ros.errors import AlignmentError
@@ -199,11 +199,16 @@ def _make_views(p: _Prepared, fit: Fit, known: Mapping[int, FloatArray]) -> tupl
 
 
 def _covariances(p: _Prepared, fit: Fit, known: Mapping[int, FloatArray]) -> dict[int, FloatArray]:
-    """Pose covariances (6, 6) by view, in the scene's world and unit. The coarse level is enough for them."""
+    """Pose covariances (6, 6) by view, in the scene's world and unit.
+
+    The normal matrix of the coarse level is enough, when it is scaled to the number of samples that were used.
+    """
     level = p.levels[0]
     problem = make_problem(level, fit.used, dict(zip(fit.views, fit.problem.fixed_pose)))
     depths = [depth[level.taken[v]] for v, depth in zip(fit.views, fit.state.log_depth)]
-    shapes = [level.shapes[v] for v in fit.views]
+    shapes = [p.levels[-1].shapes[v] for v in fit.views]
+    shared = correlated_samples(fit.problem, fit.state, fit.noise, shapes)
+    shared *= problem.residuals / fit.problem.residuals
     origin = next((k for k, v in enumerate(fit.views) if v in known), 0)
-    found = pose_covariances(problem, replace(fit.state, log_depth=depths), fit.noise, shapes, origin)
+    found = pose_covariances(problem, replace(fit.state, log_depth=depths), fit.noise, shared, origin)
     return dict(zip(fit.views, found))

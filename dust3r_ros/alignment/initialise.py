@@ -56,7 +56,7 @@ class Layout:
     def onto(self, poses: Mapping[int, FloatArray]) -> Layout:
         """The same layout in the world and unit of known poses (4, 4), which its views of that name then have.
 
-        Rotation by the views' mean rotation, so that two known poses are enough; unit and shift by medians over centres.
+        Rotation by the views' mean rotation, so that two known poses are enough; unit and shift by medians.
         """
         known = {v: p for v, p in poses.items() if v in self.placed}
         if not known:

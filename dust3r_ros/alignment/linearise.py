@@ -49,7 +49,7 @@ class _SeenGeometry:
 
     ``frame`` (B, 3, 3, G): line of sight and two directions across; ``inverse_distance`` (B, G); ``error`` (B, 3, G)
     relative to distance, in ``frame``; ``axis`` (B, 3) the view's optical axis, ``translation`` (B, 3) its centre, in
-    the other camera's frame; ``depth`` (G,).
+    the other camera's frame; ``parallax`` (B,) 0 where only directions were predicted; ``depth`` (G,).
     """
 
     frame: FloatArray
@@ -57,6 +57,7 @@ class _SeenGeometry:
     error: FloatArray
     axis: FloatArray
     translation: FloatArray
+    parallax: FloatArray
     depth: FloatArray
 
     @property
@@ -219,7 +220,7 @@ def _seen_geometry(s: Sightings, rays: FloatArray, state: State, view: int) -> _
     error *= scale[:, None]
     error[:, 0] -= 1
     error[:, 0] *= s.seen_parallax[:, None]
-    return _SeenGeometry(frame, inverse, error, rotation[:, :, 2], translation, depth)
+    return _SeenGeometry(frame, inverse, error, rotation[:, :, 2], translation, s.seen_parallax, depth)
 
 
 def _frame(direction: FloatArray) -> FloatArray:
@@ -263,7 +264,8 @@ def seen_jacobian(geometry: _SeenGeometry) -> FloatArray:
     frame, inverse = geometry.frame, geometry.inverse_distance
     b, _, _, g = frame.shape
     jacobian = np.empty((b, 10, 3, g))
-    np.multiply(np.swapaxes(frame, 1, 2), -inverse[:, None, None], out=jacobian[:, TRANSLATION])
+    moved = -geometry.parallax[:, None] * inverse
+    np.multiply(np.swapaxes(frame, 1, 2), moved[:, None, None], out=jacobian[:, TRANSLATION])
     jacobian[:, ROTATION, 0] = 0
     np.negative(frame[:, 2], out=jacobian[:, ROTATION, 1])
     jacobian[:, ROTATION, 2] = frame[:, 1]

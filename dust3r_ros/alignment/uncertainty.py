@@ -29,11 +29,11 @@ RIDGE = 1e-10  # of the typical information; a variance that it rules is unknown
 LEAST_CORRELATION = 0.05  # of residuals at some distance; what is less is not told from chance
 
 
-def pose_covariances(problem: Problem, state: State, noise: Noise, shapes: Sequence[Shape], origin: int) -> FloatArray:
+def pose_covariances(problem: Problem, state: State, noise: Noise, shared: float, origin: int) -> FloatArray:
     """Covariances (N, 6, 6) of steps (translation, rotation) in each camera's own frame, ``T exp(step)``.
 
     They hold in the world of view ``origin``'s pose and, unless given poses fix it, in the unit of its median depth.
-    inf on the diagonal is what nothing determines. ``shapes`` are the rows and columns of the views' samples.
+    inf on the diagonal is what nothing determines. ``shared`` is how many samples tell as much as an independent one.
     """
     columns = number_columns(problem, state)
     systems = linearise(problem, state, noise)
@@ -48,7 +48,7 @@ def pose_covariances(problem: Problem, state: State, noise: Noise, shapes: Seque
     spread = factor.solve(readout.reshape(-1, columns.size).T).T.reshape(readout.shape)
     covariance = np.einsum("nam,nbm->nab", readout, spread) + unit_variance
     unknown = np.einsum("naa->na", covariance) > 0.1 / ridge
-    covariance *= correlated_samples(problem, state, noise, shapes)
+    covariance *= shared
     covariance[unknown[:, :, None] | unknown[:, None]] = 0.0
     covariance[np.broadcast_to(np.eye(6, dtype=bool), covariance.shape) & unknown[:, :, None]] = np.inf
     return covariance
@@ -89,10 +89,10 @@ def correlated_samples(problem: Problem, state: State, noise: Noise, shapes: Seq
         maps = (root * error).reshape(-1, 3, *shape)
         along += [m[0] for m, parallax in zip(maps, s.seen_parallax) if parallax > 0]
         across += [part for m in maps for part in m[1:]]
-    return max(_correlation_area(along), _correlation_area(across))
+    return max(correlation_area(along), correlation_area(across))
 
 
-def _correlation_area(maps: Sequence[FloatArray]) -> float:
+def correlation_area(maps: Sequence[FloatArray]) -> float:
     """The sum of the autocorrelation of maps (rows, columns), out to where it is lost; at least 1."""
     total: dict[Shape, FloatArray] = {}
     for shape in {m.shape for m in maps}:
