@@ -126,17 +126,16 @@ def initial_log_scale(edge: SampledEdge, layout: Layout) -> float:
 
 
 def start_depths(problem: Problem, state: State) -> list[FloatArray]:
-    """Log depths on a finer level, given everything else: of each pixel the median over its own-frame maps.
+    """Log depths on a finer level, given everything else: of each pixel the median over all maps that show it.
 
-    Where there are none, over the others; where there is nothing at all, the view's median depth so far.
+    Where there is none, the view's median depth so far.
     """
     depths = []
     for view, (s, lens) in enumerate(zip(problem.sightings, problem.lenses)):
         rays = lens.rays(state.log_focal)
         own = (s.own * rays).sum(axis=1) / (rays**2).sum(axis=0) * np.exp(-state.log_scale[s.own_edge])[:, None]
-        depth = _median_of(own, s.own_weight)
-        if not (depth > 0).all():
-            depth = np.where(depth > 0, depth, _median_of(_seen_depths(s, state, view), s.seen_weight))
+        seen = _seen_depths(s, state, view)
+        depth = _median_of(np.concatenate([own, seen]), np.concatenate([s.own_weight, s.seen_weight]))
         fill = np.exp(np.median(state.log_depth[view]))
         depths.append(np.log(np.where(depth > 0, depth, fill)))
     return depths

@@ -31,7 +31,7 @@ LARGEST_STEP = 0.5
 GAUGE_EDGES = 50
 TOLERANCE = 1.02  # the weights use the model's distances, so that the steps solve equations and only nearly descend
 LEAST_STEP = 1e-6
-STEP_OF_NOISE = 0.02
+STEP_OF_NOISE = 0.03
 LEAST_GAIN = 1e-4  # relative decrease of the cost below which a round has converged
 WIDENING = (8.0, 3.0)  # the first rounds see all edges, so that a loop that does not close yet is not thrown out
 
