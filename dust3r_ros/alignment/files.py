@@ -18,7 +18,7 @@ PER_VIEW = {"poses": (4, 4), "cameras": ()}  # optional, name: shape of one view
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Directed pairwise predictions of ``views`` views; where the file has them, ``poses`` (N, 4, 4) and ``cameras``."""
+    """Directed pairwise predictions of ``views`` views; ``poses`` (N, 4, 4), ``cameras`` if the file has any."""
 
     edges: tuple[Edge, ...]
     views: int

@@ -175,6 +175,7 @@ def test_align_honours_what_is_known(tmp_path, capsys):
     with np.load(tmp_path / "scene.npz") as scene:
         np.testing.assert_array_equal(scene["poses"], poses)
         assert scene["focal"][0] == scene["focal"][1] != scene["focal"][2]
+    capsys.readouterr()
     assert "keep-poses expects views 0 to 2, got [3]" in refused(capsys, "align", *files, "--keep-poses", "3")
     assert "--focal expects a positive number" in refused(capsys, "align", *files, "--focal", "nan")
     np.savez(tmp_path / "in.npz", edges=np.array(pairs), **arrays, poses=np.zeros((3, 4, 4)))
