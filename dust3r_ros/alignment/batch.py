@@ -35,6 +35,7 @@ def align(
     principal_points: Sequence[tuple[float, float] | None] | None = None,
     poses: Sequence[FloatArray | None] | None = None,
     cameras: Sequence[int | str] | None = None,
+    device: str | None = None,
 ) -> Scene:
     """Bring pairwise pointmaps into one world.
 
@@ -46,13 +47,14 @@ def align(
     The world is that of the given poses, else the first registered view's camera frame. Its unit is that of two given
     poses that are apart, else the first registered view's median depth. Views that no usable edge ties to the largest
     connected set are returned with ``registered`` False; ``align_components`` gives the other sets too. Edges that
-    contradict all others are left out and named in ``Scene.wrong_edges``.
+    contradict all others are left out and named in ``Scene.wrong_edges``. Depth is fused on the torch ``device``, or by
+    NumPy when it is None.
 
     Raises AlignmentError when nothing can be registered or the predictions do not fit each other, ValueError for
     lists that do not fit the views.
     """
     given = Given.for_views(views, intrinsics, principal_points, poses, cameras)
-    prepared = _prepare(edges, views, config or AlignmentConfig(), given)
+    prepared = _prepare(edges, views, config or AlignmentConfig(), given, device)
     return _align_set(prepared, prepared.sets[0])
 
 
@@ -65,6 +67,7 @@ def align_components(
     principal_points: Sequence[tuple[float, float] | None] | None = None,
     poses: Sequence[FloatArray | None] | None = None,
     cameras: Sequence[int | str] | None = None,
+    device: str | None = None,
 ) -> tuple[Scene, ...]:
     """One scene for each set of views that edges connect, the largest first; otherwise like ``align``.
 
@@ -72,7 +75,7 @@ def align_components(
     have worlds, units and focals of their own, except that sets with two given poses that are apart share a world.
     """
     given = Given.for_views(views, intrinsics, principal_points, poses, cameras)
-    prepared = _prepare(edges, views, config or AlignmentConfig(), given)
+    prepared = _prepare(edges, views, config or AlignmentConfig(), given, device)
     return tuple(_align_set(prepared, members) for members in prepared.sets)
 
 
@@ -88,9 +91,11 @@ class _Prepared:
     groups: FocalGroups
     levels: tuple[Level, ...]
     sets: Sequence[tuple[int, ...]]
+    device: str | None
 
 
-def _prepare(edges: Sequence[Edge], views: int, config: AlignmentConfig, given: Given) -> _Prepared:
+def _prepare(edges: Sequence[Edge], views: int, config: AlignmentConfig, given: Given,
+             device: str | None) -> _Prepared:  # fmt: skip
     if not edges:
         raise AlignmentError("alignment needs at least one edge, got none")
     for edge in edges:
@@ -103,7 +108,7 @@ def _prepare(edges: Sequence[Edge], views: int, config: AlignmentConfig, given: 
     sets = linked_sets(levels[-1].sampled, views)
     if not sets:
         raise AlignmentError(f"none of {len(edges)} edges has predictions from which a view can be placed")
-    return _Prepared(edges, views, config, given, sizes, groups, levels, sets)
+    return _Prepared(edges, views, config, given, sizes, groups, levels, sets, device)
 
 
 def _align_set(p: _Prepared, members: Sequence[int]) -> Scene:
@@ -191,7 +196,8 @@ def _make_views(p: _Prepared, fit: Fit, known: Mapping[int, FloatArray]) -> tupl
             continue
         touching = [k for k, e in enumerate(fit.used) if view in (p.edges[e].i, p.edges[e].j)]
         near = [p.edges[fit.used[k]] for k in touching]
-        fused = fuse_view(view, near, scales[touching].tolist(), poses, lens, fit.noise, p.config.min_confidence)
+        fused = fuse_view(view, near, scales[touching].tolist(), poses, lens, fit.noise, p.config.min_confidence,
+                          p.device)  # fmt: skip
         estimates.append(
             ViewEstimate(poses[view], fused.depth, fused.confidence, lens, pose_covariance=covariance[view])
         )

@@ -132,23 +132,18 @@ def pixel_positions(size: Size, pixels: IntArray) -> FloatArray:
 
 
 def sample_map(
-    points: FloatArray, confidence: FloatArray, pixels: IntArray | None, floor: float, dtype: type = np.float64
+    points: FloatArray, confidence: FloatArray, pixels: IntArray, floor: float
 ) -> tuple[FloatArray, FloatArray]:
-    """Points (3, G) and squared confidences (G,) at flat pixel indices, all pixels when None.
+    """Points (3, G) and squared confidences (G,) at flat pixel indices.
 
     Where a point is not finite or the confidence is below ``floor``, both are 0.
     """
-    flat, conf = points.reshape(-1, 3), confidence.ravel()
-    if pixels is not None:
-        flat, conf = flat[pixels], conf[pixels]
-    planar: FloatArray = np.ascontiguousarray(flat.T, dtype=dtype)
+    conf = confidence.ravel()[pixels]
+    planar: FloatArray = np.ascontiguousarray(points.reshape(-1, 3)[pixels].T, dtype=np.float64)
     with np.errstate(invalid="ignore"):
         good = (conf >= floor) & (conf > 0) & np.isfinite(conf) & np.isfinite(planar.sum(axis=0))
-    weight = np.square(np.minimum(conf, MOST_CONFIDENCE), dtype=dtype)
-    if not good.all():
-        planar = np.where(good, planar, 0)
-        weight = np.where(good, weight, 0)
-    return planar, weight
+    weight = np.square(np.minimum(conf, MOST_CONFIDENCE), dtype=np.float64)
+    return np.where(good, planar, 0), np.where(good, weight, 0)
 
 
 def confidence_floor(edge: Edge, fraction: float) -> float:

@@ -8,11 +8,11 @@ from functools import cached_property
 
 import numpy as np
 
-from dust3r_ros.alignment.depth import FARTHEST, FusedDepth, OwnMap, SeenMap, fuse_depth, in_world
+from dust3r_ros.alignment.depth import FARTHEST, FusedDepth, OwnMap, SeenMap, fuse_depth, load_map
 from dust3r_ros.alignment.initialise import Placement
 from dust3r_ros.alignment.linearise import Errors, chi2
 from dust3r_ros.alignment.model import Noise, Problem, State
-from dust3r_ros.alignment.observations import Size, confidence_floor, sample_map
+from dust3r_ros.alignment.observations import Size, confidence_floor
 from dust3r_ros.alignment.solve import ViewErrors, view_errors
 from dust3r_ros.data import Edge, FloatArray, Intrinsics, PairState, ViewEstimate
 
@@ -95,22 +95,26 @@ def view_intrinsics(known: Intrinsics | None, size: Size, log_focal: float,
 
 
 def fuse_view(view: int, edges: Sequence[Edge], scales: Sequence[float], poses: Mapping[int, FloatArray],
-              intrinsics: Intrinsics, noise: Noise, min_confidence: float) -> FusedDepth:  # fmt: skip
-    """Full-resolution depth of a view from all ``edges`` that touch it; ``scales`` take each to world units."""
+              intrinsics: Intrinsics, noise: Noise, min_confidence: float,
+              device: str | None = None) -> FusedDepth:  # fmt: skip
+    """Full-resolution depth of a view from all ``edges`` that touch it; ``scales`` take each to world units.
+
+    On a torch ``device``, or by NumPy when it is None.
+    """
     own, seen = [], []
     for edge, scale in zip(edges, scales):
-        if edge.prediction.state is PairState.ROTATION_ONLY:
+        p = edge.prediction
+        if p.state is PairState.ROTATION_ONLY:
             continue
         floor = confidence_floor(edge, min_confidence)
         if edge.i == view:
-            points, weight = sample_map(edge.prediction.points_i, edge.prediction.conf_i, None, floor, np.float32)
-            own.append(OwnMap(*in_world(points, weight, scale)))
-        else:
-            points, weight = sample_map(edge.prediction.points_j, edge.prediction.conf_j, None, floor, np.float32)
+            own.append(OwnMap(*load_map(p.points_i, p.conf_i, floor, scale, device)))
+        if edge.j == view:
             back = poses[edge.i][:3, :3].T
             shift = back @ (poses[view][:3, 3] - poses[edge.i][:3, 3])
             if np.abs(shift).max() < FARTHEST:
-                seen.append(SeenMap(*in_world(points, weight, scale), back @ poses[view][:3, :3], shift))
+                loaded = load_map(p.points_j, p.conf_j, floor, scale, device)
+                seen.append(SeenMap(*loaded, back @ poses[view][:3, :3], shift))
     return fuse_depth(own, seen, intrinsics, noise)
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dust3r_ros.cli.options import add_pipeline_options, config_of
-from dust3r_ros.data import FloatArray, Intrinsics
 from dust3r_ros.errors import AlignmentError
 
 if TYPE_CHECKING:
     from dust3r_ros.alignment.files import Predictions
+    from dust3r_ros.data import FloatArray, Intrinsics
 
 
 def register(commands: Any) -> None:
@@ -55,9 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
     predictions = load_predictions(arguments.predictions)
     poses = _kept_poses(arguments, predictions)
     lenses, points = _lenses(arguments, predictions)
+    device = _named_device(config.device)
     start = time.perf_counter()
     scene = align(predictions.edges, predictions.views, config.alignment, intrinsics=lenses, principal_points=points,
-                  poses=poses, cameras=predictions.cameras)  # fmt: skip
+                  poses=poses, cameras=predictions.cameras, device=device)  # fmt: skip
     seconds = time.perf_counter() - start
     save_scene(arguments.out, scene, seconds)
     placed = sum(view.registered for view in scene.views)
@@ -70,6 +71,15 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     print(text_table(rows))
     return 0
+
+
+def _named_device(name: str) -> str | None:
+    """A GPU that was named. ``auto`` looks for none: NumPy is done before PyTorch is loaded."""
+    if name in ("auto", "cpu"):
+        return None
+    from dust3r_ros.network.weights import resolve_device
+
+    return str(resolve_device(name))
 
 
 def _kept_poses(arguments: argparse.Namespace, predictions: Predictions) -> list[FloatArray | None] | None:
@@ -94,6 +104,7 @@ def _lenses(arguments: argparse.Namespace, predictions: Predictions) -> tuple[
 ]:  # fmt: skip
     """Intrinsics, or principal points, of every view as ``--focal`` and ``--principal-point`` say."""
     from dust3r_ros.alignment.observations import view_sizes
+    from dust3r_ros.data import Intrinsics
 
     point = tuple(arguments.principal_point) if arguments.principal_point else None
     if arguments.focal is None:

@@ -330,6 +330,24 @@ def test_a_camera_that_only_turns_gets_rotations_and_no_depth():
         assert scene.views[v].registered and not scene.views[v].depth.any()
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_depth_fused_by_torch_is_that_of_numpy(device):
+    torch = pytest.importorskip("torch")
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU")
+    _, edges = noisy_scene(4)
+    edges[0].prediction.points_i[3:5] = np.nan
+    edges[1].prediction.points_j[:, 7] *= 1e20
+    for e in edges:
+        if e.i == 2:
+            e.prediction.conf_i[:, 20:] = 0
+    for a, b in zip(align(edges, 4).views, align(edges, 4, device=device).views):
+        np.testing.assert_allclose(a.depth, b.depth, rtol=1e-5)
+        np.testing.assert_allclose(a.confidence, b.confidence, rtol=1e-3)
+        np.testing.assert_array_equal(a.camera_to_world, b.camera_to_world)
+        assert b.depth.dtype == b.confidence.dtype == np.float32
+
+
 def test_a_wrong_call_says_what_is_wrong():
     truth = make_truth(2)
     edges = predict_all(truth, [(0, 1), (1, 0)])
