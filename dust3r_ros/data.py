@@ -200,7 +200,7 @@ class ViewEstimate:
 class Scene:
     """The result of global alignment: one entry a view, in the views' order.
 
-    The world is the first registered view's camera frame, up to one scale unless ``metric`` is True.
+    The world is that of given poses, else the first registered view's camera frame, up to one scale unless ``metric``.
     ``edge_residual`` maps each directed edge (i, j) to its weighted RMS residual relative to depth (no unit);
     ``wrong_edges`` contradict the others and were left out.
     """

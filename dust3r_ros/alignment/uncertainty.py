@@ -13,6 +13,7 @@ from dust3r_ros.alignment.model import CUTOFF, Noise, Problem, State
 from dust3r_ros.alignment.observations import IntArray
 from dust3r_ros.alignment.solve import (
     SYMMETRIC,
+    Columns,
     LocalColumns,
     adjoint,
     linearise,
@@ -25,6 +26,7 @@ from dust3r_ros.data import FloatArray
 
 Shape = tuple[int, int]
 
+BLOCK = 64  # views at a time, so that memory stays small for many
 RIDGE = 1e-10  # of the typical information; a variance that it rules is unknown
 LEAST_CORRELATION = 0.05  # of residuals at some distance; what is less is not told from chance
 
@@ -44,9 +46,13 @@ def pose_covariances(problem: Problem, state: State, noise: Noise, shared: float
     ridge = RIDGE * float(np.median(diagonal[diagonal > 0])) if (diagonal > 0).any() else 1.0
     factor = splu((normal + ridge * scipy.sparse.identity(columns.size)).tocsc(), permc_spec="MMD_AT_PLUS_A",
                   diag_pivot_thresh=0.0, options=SYMMETRIC)  # fmt: skip
-    readout, unit_variance = _readout(problem, state, columns.pose, systems, local, origin, columns.size)
-    spread = factor.solve(readout.reshape(-1, columns.size).T).T.reshape(readout.shape)
-    covariance = np.einsum("nam,nbm->nab", readout, spread) + unit_variance
+    parts = []
+    for first in range(0, len(systems), BLOCK):
+        views = np.arange(first, min(first + BLOCK, len(systems)))
+        readout, unit_variance = _readout(problem, state, columns, systems, local, origin, views)
+        spread = factor.solve(readout.reshape(-1, columns.size).T).T.reshape(readout.shape)
+        parts.append(np.einsum("nam,nbm->nab", readout, spread) + unit_variance)
+    covariance = np.concatenate(parts)
     unknown = np.einsum("naa->na", covariance) > 0.1 / ridge
     covariance *= shared
     covariance[unknown[:, :, None] | unknown[:, None]] = 0.0
@@ -54,29 +60,35 @@ def pose_covariances(problem: Problem, state: State, noise: Noise, shared: float
     return covariance
 
 
-def _readout(problem: Problem, state: State, pose: IntArray, systems: Sequence[ViewSystem],
-             local: Sequence[LocalColumns], origin: int, size: int) -> tuple[FloatArray, FloatArray]:  # fmt: skip
-    """How steps of poses (N, 6, size) in the world of ``origin`` follow from the solver's parameters.
+def _readout(problem: Problem, state: State, columns: Columns, systems: Sequence[ViewSystem],
+             local: Sequence[LocalColumns], origin: int, views: IntArray) -> tuple[FloatArray, FloatArray]:  # fmt: skip
+    """How steps of the poses of K views, (K, 6, size), in the world of ``origin`` follow from the solver's parameters.
 
-    And the covariances (N, 6, 6) that the unit adds, through the noise of the depths themselves.
+    And the covariances (K, 6, 6) that the unit adds, through the noise of the depths themselves.
     """
-    n = len(systems)
-    steps = np.zeros((n, 6, size))
-    for view in np.flatnonzero(pose >= 0):
-        steps[view, np.arange(6), pose[view] + np.arange(6)] = 1.0
+    steps = _pose_steps(columns, views)
     if not problem.unit_is_free(state.centre):
-        return steps, np.zeros((n, 6, 6))
-    back = np.swapaxes(state.rotation, -1, -2)
-    away = np.einsum("nij,nj->ni", back, state.centre[origin] - state.centre)
-    readout = steps - adjoint(back @ state.rotation[origin], away) @ steps[origin]
+        return steps, np.zeros((len(views), 6, 6))
+    back = np.swapaxes(state.rotation[views], -1, -2)
+    away = np.einsum("nij,nj->ni", back, state.centre[origin] - state.centre[views])
+    readout = steps - adjoint(back @ state.rotation[origin], away) @ _pose_steps(columns, np.array([origin]))[0]
     system, (mapping, at) = systems[origin], local[origin]
     samples = max(int(np.count_nonzero(system.inverse_curvature)), 1)
-    unit = np.zeros(size)
+    unit = np.zeros(columns.size)
     np.add.at(unit, at, -mapping.T @ (system.coupling @ system.inverse_curvature) / samples)
     readout[:, :3] += away[:, :, None] * unit
     grown = np.concatenate([away, np.zeros_like(away)], axis=1)
     variance = float(system.inverse_curvature.sum()) / samples**2
     return readout, variance * grown[:, :, None] * grown[:, None]
+
+
+def _pose_steps(columns: Columns, views: IntArray) -> FloatArray:
+    """(K, 6, size): which of the solver's parameters are the views' poses; none are those of a given one."""
+    steps = np.zeros((len(views), 6, columns.size))
+    for k, first in enumerate(columns.pose[views]):
+        if first >= 0:
+            steps[k, np.arange(6), first + np.arange(6)] = 1.0
+    return steps
 
 
 def correlated_samples(problem: Problem, state: State, noise: Noise, shapes: Sequence[Shape]) -> float:
