@@ -18,7 +18,7 @@ from dust3r_ros.alignment.uncertainty import correlated_samples, pose_covariance
 from dust3r_ros.config import AlignmentConfig
 from dust3r_ros.data import Edge, FloatArray, Intrinsics, Scene, ViewEstimate
 from dust3r_ros.errors import AlignmentError
-from dust3r_ros.geometry import make_pose
+from dust3r_ros.geometry import Similarity, make_pose
 
 __all__ = ["align", "align_components", "initial_log_scale"]
 
@@ -116,15 +116,20 @@ def _align_set(p: _Prepared, members: Sequence[int]) -> Scene:
     log_focal = _initial_focals(p, members)
     layout = place_all(p.levels[0].sampled, members, p.levels[0].rays(log_focal))
     known = {v: pose for v, pose in p.given.known_poses().items() if v in layout.placed}
-    layout = layout.onto(known)
+    world = layout.world_of(known)  # the solver keeps its own, whose unit is near the views' depth
+    layout = layout.with_poses({v: world.inverse().apply_to_pose(pose) for v, pose in known.items()})
     anchor = next(iter(layout.placed))
     fixed = {v: v in known or (not known and v == anchor) for v in sorted(layout.placed)}
     used = [e for e, s in enumerate(p.levels[-1].sampled) if s.usable and s.i in fixed and s.j in fixed]
+    if not used:
+        raise AlignmentError(f"no predictions between views {', '.join(str(v) for v in members)} give a pose")
     problem, solution = fit_levels(p.levels, used, layout, log_focal, fixed, p.config)
     fit = Fit(tuple(fixed), tuple(used), problem, solution.state, solution.noise)
     fit, wrong = _without_wrong_edges(p, fit, fixed)
     residual = {**wrong, **fit.edge_residuals()}
-    views = _make_views(p, _in_world(fit, known), known)
+    placed = _in_world(fit, known, world)
+    unit = float(np.exp(placed.state.log_depth[0][0] - fit.state.log_depth[0][0]))
+    views = _make_views(p, placed, known, _covariances(p, fit, known, unit))
     names = [(edge.i, edge.j) for edge in p.edges]
     return Scene(
         views, {names[e]: residual[e] for e in sorted(residual)}, wrong_edges=frozenset(names[e] for e in wrong)
@@ -169,10 +174,10 @@ def _initial_focals(p: _Prepared, members: Sequence[int]) -> FloatArray:
     return np.array([np.log(pool_focals(focals).focal) for focals in found])
 
 
-def _in_world(fit: Fit, known: Mapping[int, FloatArray]) -> Fit:
+def _in_world(fit: Fit, known: Mapping[int, FloatArray], world: Similarity) -> Fit:
     """The fit in the promised world and unit."""
     if not fit.problem.unit_is_free(fit.state.centre):
-        return fit
+        return fit.moved(world)
     first = next((v for v in fit.views if v in known), None)
     if first is None:
         return fit.in_world_of(fit.views[0])
@@ -180,11 +185,11 @@ def _in_world(fit: Fit, known: Mapping[int, FloatArray]) -> Fit:
     return fit.in_world_of(first, Placement(known[first][:3, :3], known[first][:3, 3], nothing, nothing))
 
 
-def _make_views(p: _Prepared, fit: Fit, known: Mapping[int, FloatArray]) -> tuple[ViewEstimate, ...]:
+def _make_views(p: _Prepared, fit: Fit, known: Mapping[int, FloatArray],
+                covariance: Mapping[int, FloatArray]) -> tuple[ViewEstimate, ...]:  # fmt: skip
     poses = {v: make_pose(fit.state.rotation[k], fit.state.centre[k]) for k, v in enumerate(fit.views)}
     poses.update(known)
     scales = np.exp(-fit.state.log_scale)
-    covariance = _covariances(p, fit, known)
     estimates = []
     for view in range(p.views):
         group = p.groups.of_view[view]
@@ -204,10 +209,11 @@ def _make_views(p: _Prepared, fit: Fit, known: Mapping[int, FloatArray]) -> tupl
     return tuple(estimates)
 
 
-def _covariances(p: _Prepared, fit: Fit, known: Mapping[int, FloatArray]) -> dict[int, FloatArray]:
-    """Pose covariances (6, 6) by view, in the scene's world and unit.
+def _covariances(p: _Prepared, fit: Fit, known: Mapping[int, FloatArray], unit: float) -> dict[int, FloatArray]:
+    """Pose covariances (6, 6) by view, in the world of the scene.
 
-    The normal matrix of the coarse level is enough, when it is scaled to the number of samples that were used.
+    They are taken in the solver's unit, which is better conditioned than a given one; ``unit`` takes it to the scene's. The
+    normal matrix of the coarse level is enough, when it is scaled to the number of samples that were used.
     """
     level = p.levels[0]
     problem = make_problem(level, fit.used, dict(zip(fit.views, fit.problem.fixed_pose)))
@@ -217,4 +223,5 @@ def _covariances(p: _Prepared, fit: Fit, known: Mapping[int, FloatArray]) -> dic
     shared *= problem.residuals / fit.problem.residuals
     origin = next((k for k, v in enumerate(fit.views) if v in known), 0)
     found = pose_covariances(problem, replace(fit.state, log_depth=depths), fit.noise, shared, origin)
-    return dict(zip(fit.views, found))
+    units = np.array([unit] * 3 + [1.0] * 3)
+    return dict(zip(fit.views, found * units[:, None] * units))

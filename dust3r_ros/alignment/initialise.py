@@ -14,7 +14,7 @@ import numpy as np
 
 from dust3r_ros.alignment.observations import MIN_SAMPLES, SampledEdge
 from dust3r_ros.data import FloatArray
-from dust3r_ros.geometry import Similarity, make_pose, procrustes, weighted_median
+from dust3r_ros.geometry import Similarity, procrustes, weighted_median
 
 INLIER = 0.06  # relative error at which a prediction's support for a proposal is halved
 TRIM_ROUNDS = 4
@@ -53,24 +53,23 @@ class Layout:
         }
         return Layout(self.rays, moved)
 
-    def onto(self, poses: Mapping[int, FloatArray]) -> Layout:
-        """The same layout in the world and unit of known poses (4, 4), which its views of that name then have.
+    def world_of(self, poses: Mapping[int, FloatArray]) -> Similarity:
+        """Into the world and unit of known poses (4, 4) of some of its views; the identity when there are none.
 
         Rotation by the views' mean rotation, so that two known poses are enough; unit and shift by medians.
         """
-        known = {v: p for v, p in poses.items() if v in self.placed}
-        if not known:
-            return self
-        turn = _nearest_rotation(np.sum([p[:3, :3] @ self.placed[v].rotation.T for v, p in known.items()], axis=0))
-        source = np.array([turn @ self.placed[v].centre for v in known])
-        target = np.array([p[:3, 3] for p in known.values()])
+        if not poses:
+            return Similarity.identity()
+        turn = _nearest_rotation(np.sum([p[:3, :3] @ self.placed[v].rotation.T for v, p in poses.items()], axis=0))
+        source = np.array([turn @ self.placed[v].centre for v in poses])
+        target = np.array([p[:3, 3] for p in poses.values()])
         scale = _relative_size(source, target)
-        shift = np.median(target - scale * source, axis=0)
-        moved = {}
-        for v, p in self.placed.items():
-            pose = known.get(v, make_pose(turn @ p.rotation, scale * turn @ p.centre + shift))
-            moved[v] = replace(p, rotation=pose[:3, :3], centre=pose[:3, 3], log_depth=p.log_depth + np.log(scale))
-        return Layout(self.rays, moved)
+        return Similarity(scale, turn, np.median(target - scale * source, axis=0))
+
+    def with_poses(self, poses: Mapping[int, FloatArray]) -> Layout:
+        """The same layout, some of its views at other poses (4, 4)."""
+        moved = {v: replace(self.placed[v], rotation=p[:3, :3], centre=p[:3, 3]) for v, p in poses.items()}
+        return Layout(self.rays, {**self.placed, **moved})
 
 
 @dataclass(frozen=True, eq=False)

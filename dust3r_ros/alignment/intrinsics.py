@@ -148,19 +148,21 @@ def intrinsics_of_image(prediction: PairPrediction, *, principal_point: tuple[fl
     focals, weights, where = (
         np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(_PixelFocals)
     )  # fmt: skip
-    if not (weights[np.isfinite(focals)] > 0).any():
-        raise AlignmentError("no point lies in front of the camera: the focal cannot be estimated")
     order = np.argsort(focals)
     focals, weights = focals[order], weights[order]
     tile = (where[order] * TILES / (size[1], size[0])).astype(int) @ (1, TILES)
     focal = _sorted_median(focals, weights)
+    if not np.isfinite(focal):
+        raise AlignmentError("no point lies in front of the camera: the focal cannot be estimated")
     left = [_sorted_median(focals, np.where(tile == k, 0, weights)) for k in np.unique(tile[weights > 0])]
     spread = np.sqrt((len(left) - 1) * np.var(left)) if len(left) > 1 else np.inf
     return ImageIntrinsics(view_intrinsics(None, size, np.log(focal), principal_point), float(spread * max(size)))
 
 
 def _sorted_median(values: FloatArray, weights: FloatArray) -> float:
-    """The weighted median of sorted values, between the two nearest."""
+    """The weighted median of sorted values, between the two nearest; NaN without weight."""
+    if not (weights > 0).any():
+        return float("nan")
     total = np.cumsum(weights) - 0.5 * weights
     return float(np.interp(0.5 * weights.sum(), total[weights > 0], values[weights > 0]))
 

@@ -15,6 +15,7 @@ from dust3r_ros.alignment.model import Noise, Problem, State
 from dust3r_ros.alignment.observations import Size, confidence_floor
 from dust3r_ros.alignment.solve import ViewErrors, view_errors
 from dust3r_ros.data import Edge, FloatArray, Intrinsics, PairState, ViewEstimate
+from dust3r_ros.geometry import Similarity
 
 CHI2_MEDIAN = {1: 0.455, 2: 1.386, 3: 2.366}  # by degrees of freedom
 
@@ -43,6 +44,15 @@ class Fit:
             state.log_focal,
             [d - unit for d in state.log_depth],
         )
+        return replace(self, state=moved)
+
+    def moved(self, world: Similarity) -> Fit:
+        """The same fit in another world and unit."""
+        state, grown = self.state, float(np.log(world.scale))
+        moved = State(
+            world.rotation @ state.rotation, world.apply(state.centre), state.log_scale - grown, state.log_focal,
+            [d + grown for d in state.log_depth],
+        )  # fmt: skip
         return replace(self, state=moved)
 
     @cached_property

@@ -77,7 +77,7 @@ def test_the_order_of_views_does_not_matter(order, seed):
 @settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 10_000), turn=st.lists(st.floats(-3, 3), min_size=3, max_size=3),
-    shift=st.lists(st.floats(-100, 100), min_size=3, max_size=3), unit=st.floats(1e-2, 1e2),
+    shift=st.lists(st.floats(-100, 100), min_size=3, max_size=3), unit=st.floats(1e-4, 1e4),
 )  # fmt: skip
 def test_the_world_of_known_poses_does_not_matter(seed, turn, shift, unit):
     truth, edges = noisy_scene(4, seed=seed)
