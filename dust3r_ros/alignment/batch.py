@@ -212,7 +212,7 @@ def _make_views(p: _Prepared, fit: Fit, known: Mapping[int, FloatArray],
 def _covariances(p: _Prepared, fit: Fit, known: Mapping[int, FloatArray], unit: float) -> dict[int, FloatArray]:
     """Pose covariances (6, 6) by view, in the world of the scene.
 
-    They are taken in the solver's unit, which is better conditioned than a given one; ``unit`` takes it to the scene's. The
+    They are taken in the solver's unit, which is well conditioned; ``unit`` takes it to the scene's. The
     normal matrix of the coarse level is enough, when it is scaled to the number of samples that were used.
     """
     level = p.levels[0]
