@@ -30,8 +30,7 @@ SYMMETRIC = {"SymmetricMode": True}
 LARGEST_STEP = 0.5
 GAUGE_EDGES = 50
 TOLERANCE = 1.02  # the weights use the model's distances, so that the steps solve equations and only nearly descend
-LEAST_STEP = 1e-6
-STEP_OF_NOISE = 0.03
+LEAST_STEP, STEP_OF_NOISE = 1e-6, 0.03  # a smaller change is not worth a step; the second relative to lateral noise
 LEAST_GAIN = 1e-4  # relative decrease of the cost below which a round has converged
 WIDENING = (8.0, 3.0)  # the first rounds see all edges, so that a loop that does not close yet is not thrown out
 
@@ -48,11 +47,10 @@ class Columns:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """The fitted state, the noise level it implies, the errors it leaves, and how many steps it took."""
+    """The fitted state, the noise level it implies, and how many steps it took."""
 
     state: State
     noise: Noise
-    errors: Sequence[ViewErrors]
     steps: int
 
 
@@ -69,7 +67,7 @@ def solve(problem: Problem, state: State, config: AlignmentConfig, *, warm: bool
         settled = abs(np.log(noise.radial / previous.radial)) < 0.02 and moved < _least_step(noise)
         if settled and widening == 1.0:
             break
-    return Solution(state, noise, errors, steps)
+    return Solution(state, noise, steps)
 
 
 def view_errors(problem: Problem, state: State) -> list[ViewErrors]:
