@@ -2,5 +2,13 @@
 
 from dust3r_ros.alignment.batch import align, align_components
 from dust3r_ros.alignment.incremental import AlignmentUpdate, IncrementalAligner
+from dust3r_ros.alignment.intrinsics import ImageIntrinsics, intrinsics_of_image
 
-__all__ = ["AlignmentUpdate", "IncrementalAligner", "align", "align_components"]
+__all__ = [
+    "AlignmentUpdate",
+    "ImageIntrinsics",
+    "IncrementalAligner",
+    "align",
+    "align_components",
+    "intrinsics_of_image",
+]
