@@ -184,6 +184,8 @@ class ViewEstimate:
     ``camera_to_world`` (4, 4) float64, rigid; ``depth`` (H, W) float32, z in world units, 0 where unknown;
     ``confidence`` (H, W) float32, 0 where unknown; ``intrinsics`` for the network's image;
     ``registered`` is False for a view no edge could place (its pose is then the identity).
+    ``pose_covariance`` (6, 6), where it was computed, is that of a step (translation, rotation) in the camera's own
+    frame, ``camera_to_world @ exp(step)``, in world units and radians; inf along what nothing determines.
     """
 
     camera_to_world: FloatArray
@@ -191,19 +193,22 @@ class ViewEstimate:
     confidence: FloatArray
     intrinsics: Intrinsics
     registered: bool = True
+    pose_covariance: FloatArray | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
     """The result of global alignment: one entry a view, in the views' order.
 
-    The world is the first registered view's camera frame, up to one scale unless ``metric`` is True.
-    ``edge_residual`` maps each directed edge (i, j) to its weighted RMS residual relative to depth (no unit).
+    The world is that of given poses, else the first registered view's camera frame, up to one scale unless ``metric``.
+    ``edge_residual`` maps each directed edge (i, j) to its weighted RMS residual relative to depth (no unit);
+    ``wrong_edges`` contradict the others and were left out.
     """
 
     views: tuple[ViewEstimate, ...]
     edge_residual: Mapping[tuple[int, int], float] = field(default_factory=dict)
     metric: bool = False
+    wrong_edges: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dust3r_ros.alignment.initialise import Layout, place_all, robust_scale
+from dust3r_ros.alignment.given import Given
+from dust3r_ros.alignment.initialise import Placement, place_all
 from dust3r_ros.alignment.intrinsics import FocalGroups, edge_focal, group_focals, pool_focals
-from dust3r_ros.alignment.model import Lens, Problem, State, make_lens
-from dust3r_ros.alignment.observations import (
-    IntArray,
-    SampledEdge,
-    Size,
-    collect_sightings,
-    grid_pixels,
-    linked_views,
-    pixel_positions,
-    sample_edge,
-    view_sizes,
-)
+from dust3r_ros.alignment.levels import Level, fit_levels, initial_log_scale, make_levels, make_problem
+from dust3r_ros.alignment.observations import Size, grid_pixels, linked_sets, pixel_positions, view_sizes
 from dust3r_ros.alignment.result import Fit, fuse_view, unregistered_view, view_intrinsics
 from dust3r_ros.alignment.solve import solve
+from dust3r_ros.alignment.uncertainty import correlated_samples, pose_covariances
 from dust3r_ros.config import AlignmentConfig
 from dust3r_ros.data import Edge, FloatArray, Intrinsics, Scene, ViewEstimate
 from dust3r_ros.errors import AlignmentError
-from dust3r_ros.geometry import make_pose
+from dust3r_ros.geometry import Similarity, make_pose
+
+__all__ = ["align", "align_components", "initial_log_scale"]
+
+WRONG = 4.0  # typical error, in multiples of the expected one, of an edge that is left out
+WRONG_ROUNDS = 3
 
 
 def align(
@@ -34,124 +32,196 @@ def align(
     config: AlignmentConfig | None = None,
     *,
     intrinsics: Sequence[Intrinsics | None] | None = None,
+    principal_points: Sequence[tuple[float, float] | None] | None = None,
+    poses: Sequence[FloatArray | None] | None = None,
     cameras: Sequence[int | str] | None = None,
+    device: str | None = None,
 ) -> Scene:
     """Bring pairwise pointmaps into one world.
 
-    ``edges`` are directed predictions between views numbered 0 to ``views`` - 1; ``intrinsics`` (one a view, None
-    where unknown) are honoured exactly; ``cameras`` names each view's physical camera: with ``config.share_focal``
-    its views share one focal. The world is the first registered view's camera frame, its unit that view's median
-    depth. Views that no usable edge ties to the largest connected set are returned with ``registered`` False.
+    ``edges`` are directed predictions between views numbered 0 to ``views`` - 1. What is known has one entry a view,
+    None where it is not, and is honoured exactly: ``intrinsics``, or ``principal_points`` (cx, cy) in pixels of the
+    view's pointmaps with the focal left free, and ``poses`` (4, 4) camera to world. ``cameras`` names each view's
+    physical camera: with ``config.share_focal`` its views share one focal, all views when it is left out.
 
-    Raises AlignmentError when nothing can be registered or the predictions do not fit each other.
+    The world is that of the given poses, else the first registered view's camera frame. Its unit is that of two given
+    poses that are apart, else the first registered view's median depth. Views that no usable edge ties to the largest
+    connected set are returned with ``registered`` False; ``align_components`` gives the other sets too. Edges that
+    contradict all others are left out and named in ``Scene.wrong_edges``. Depth is fused on the torch ``device``, or by
+    NumPy when it is None.
+
+    Raises AlignmentError when nothing can be registered or the predictions do not fit each other, ValueError for
+    lists that do not fit the views.
     """
-    config = config or AlignmentConfig()
-    _check(edges, views, intrinsics, cameras)
-    known = list(intrinsics) if intrinsics is not None else [None] * views
-    sizes = view_sizes(edges)
-    _check_sizes(sizes, known)
-    pixels = {v: grid_pixels(size, config.grid) for v, size in sizes.items()}
-    sampled = [sample_edge(e, pixels[e.i], pixels[e.j], config.min_confidence) for e in edges]
-    groups = group_focals(views, config.share_focal, known, cameras if cameras is not None else [0] * views)
-    log_focal = initial_focals(sampled, groups, pixels, sizes)
-    lenses = {
-        v: make_lens(pixel_positions(size, pixels[v]), size, known[v], groups.of_view[v]) for v, size in sizes.items()
-    }
-    rays = {v: lens.rays(log_focal) for v, lens in lenses.items()}
-    linked = linked_views(sampled, views)
-    layout = place_all(sampled, [v for v in sizes if linked[v]], rays)
-    if len(layout.placed) < 2:
-        raise AlignmentError(f"none of {len(edges)} edges has predictions from which two views can be placed")
-    fit = fit_layout(sampled, layout, lenses, log_focal, config)
-    fit = fit.in_world_of(min(fit.views))
-    return _make_scene(edges, fit, views, sizes, known, groups, config)
+    given = Given.for_views(views, intrinsics, principal_points, poses, cameras)
+    prepared = _prepare(edges, views, config or AlignmentConfig(), given, device)
+    return _align_set(prepared, prepared.sets[0])
 
 
-def initial_focals(sampled: Sequence[SampledEdge], groups: FocalGroups, pixels: Mapping[int, IntArray],
-                   sizes: Mapping[int, Size]) -> FloatArray:  # fmt: skip
-    """Log focal (C,) of each group, in units of the longer side: the median over its own-frame maps."""
-    found: list[list[float]] = [[] for _ in range(groups.count)]
-    for edge in sampled:
-        group = groups.of_view[edge.i]
-        if group >= 0:
-            found[group].append(edge_focal(edge, pixel_positions(sizes[edge.i], pixels[edge.i]), sizes[edge.i]))
-    return np.array([np.log(pool_focals(focals).focal) for focals in found])
+def align_components(
+    edges: Sequence[Edge],
+    views: int,
+    config: AlignmentConfig | None = None,
+    *,
+    intrinsics: Sequence[Intrinsics | None] | None = None,
+    principal_points: Sequence[tuple[float, float] | None] | None = None,
+    poses: Sequence[FloatArray | None] | None = None,
+    cameras: Sequence[int | str] | None = None,
+    device: str | None = None,
+) -> tuple[Scene, ...]:
+    """One scene for each set of views that edges connect, the largest first; otherwise like ``align``.
+
+    Every scene has an entry for each of ``views`` views; those of other sets are not registered there. The scenes
+    have worlds, units and focals of their own, except that sets with two given poses that are apart share a world.
+    """
+    given = Given.for_views(views, intrinsics, principal_points, poses, cameras)
+    prepared = _prepare(edges, views, config or AlignmentConfig(), given, device)
+    return tuple(_align_set(prepared, members) for members in prepared.sets)
 
 
-def fit_layout(sampled: Sequence[SampledEdge], layout: Layout, lenses: Mapping[int, Lens], log_focal: FloatArray,
-               config: AlignmentConfig) -> Fit:  # fmt: skip
-    """Solve for all placed views, from where they were placed."""
-    views = tuple(sorted(layout.placed))
-    index = {v: k for k, v in enumerate(views)}
-    used = tuple(e for e, s in enumerate(sampled) if s.usable and s.i in index and s.j in index)
-    chosen = [sampled[e] for e in used]
-    anchor = next(iter(layout.placed))
-    problem = Problem(
-        sightings=[collect_sightings(chosen, v, lenses[v].offset.shape[1], index) for v in views],
-        lenses=[lenses[v] for v in views],
-        edges=len(chosen),
-        fixed_pose=np.array([v == anchor for v in views]),
-        fixed_depth=np.zeros(len(views), dtype=bool),
-    )
-    placed = [layout.placed[v] for v in views]
-    start = State(
-        rotation=np.array([p.rotation for p in placed]),
-        centre=np.array([p.centre for p in placed]),
-        log_scale=np.array([initial_log_scale(edge, layout) for edge in chosen]),
-        log_focal=log_focal,
-        log_depth=[p.log_depth for p in placed],
-    )
-    solution = solve(problem, start, config)
-    return Fit(views, used, problem, solution.state, solution.noise)
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """Checked and sampled input; ``sets`` are the connected sets of views, the largest first."""
+
+    edges: Sequence[Edge]
+    views: int
+    config: AlignmentConfig
+    given: Given
+    sizes: Mapping[int, Size]
+    groups: FocalGroups
+    levels: tuple[Level, ...]
+    sets: Sequence[tuple[int, ...]]
+    device: str | None
 
 
-def initial_log_scale(edge: SampledEdge, layout: Layout) -> float:
-    """Log sigma of an edge between placed views: by its own-frame map, else by the other one; 0 when neither tells."""
-    placed = layout.placed[edge.i]
-    inside = layout.rays[edge.i] * np.exp(placed.log_depth)
-    scale = robust_scale(edge.points_i, inside, edge.weight_i * (placed.known > 0))
-    if not scale > 0:
-        inside = placed.rotation.T @ (layout.world(edge.j) - placed.centre[:, None])
-        scale = robust_scale(edge.points_j, inside, edge.weight_j * (layout.placed[edge.j].known > 0))
-    return -float(np.log(scale)) if scale > 0 else 0.0
-
-
-def _make_scene(edges: Sequence[Edge], fit: Fit, views: int, sizes: Mapping[int, Size],
-                known: Sequence[Intrinsics | None], groups: FocalGroups, config: AlignmentConfig) -> Scene:  # fmt: skip
-    poses = {v: make_pose(fit.state.rotation[k], fit.state.centre[k]) for k, v in enumerate(fit.views)}
-    scales = np.exp(-fit.state.log_scale)
-    estimates = []
-    for view in range(views):
-        group = groups.of_view[view]
-        log_focal = float(fit.state.log_focal[group]) if group >= 0 else 0.0
-        lens = view_intrinsics(known[view], sizes.get(view, (1, 1)), log_focal)
-        if view not in poses:
-            estimates.append(unregistered_view(lens))
-            continue
-        touching = [k for k, e in enumerate(fit.used) if view in (edges[e].i, edges[e].j)]
-        near = [edges[fit.used[k]] for k in touching]
-        fused = fuse_view(view, near, scales[touching].tolist(), poses, lens, fit.noise, config.min_confidence)
-        estimates.append(ViewEstimate(poses[view], fused.depth, fused.confidence, lens))
-    residual = {(edges[e].i, edges[e].j): r for e, r in fit.edge_residuals().items()}
-    return Scene(tuple(estimates), residual)
-
-
-def _check(edges: Sequence[Edge], views: int, intrinsics: Sequence[Intrinsics | None] | None,
-           cameras: Sequence[int | str] | None) -> None:  # fmt: skip
+def _prepare(edges: Sequence[Edge], views: int, config: AlignmentConfig, given: Given,
+             device: str | None) -> _Prepared:  # fmt: skip
     if not edges:
         raise AlignmentError("alignment needs at least one edge, got none")
-    for name, given in (("intrinsics", intrinsics), ("cameras", cameras)):
-        if given is not None and len(given) != views:
-            raise ValueError(f"{name} must have one entry for each of {views} views, got {len(given)}")
     for edge in edges:
         if not (0 <= edge.i < views and 0 <= edge.j < views):
             raise ValueError(f"edges must join views 0 to {views - 1}, got ({edge.i}, {edge.j})")
+    sizes = view_sizes(edges)
+    given.check_sizes(sizes)
+    groups = group_focals(views, config.share_focal, given.intrinsics, given.cameras)
+    levels = make_levels(edges, sizes, given, groups, config)
+    sets = linked_sets(levels[-1].sampled, views)
+    if not sets:
+        raise AlignmentError(f"none of {len(edges)} edges has predictions from which a view can be placed")
+    return _Prepared(edges, views, config, given, sizes, groups, levels, sets, device)
 
 
-def _check_sizes(sizes: Mapping[int, Size], known: Sequence[Intrinsics | None]) -> None:
-    for view, size in sizes.items():
-        k = known[view]
-        if k is not None and (k.height, k.width) != size:
-            raise AlignmentError(
-                f"intrinsics of view {view} must be for its {size[1]}x{size[0]} predictions, got {k.width}x{k.height}"
-            )
+def _align_set(p: _Prepared, members: Sequence[int]) -> Scene:
+    """Place, solve, leave out wrong edges and solve again, and fuse depth."""
+    log_focal = _initial_focals(p, members)
+    layout = place_all(p.levels[0].sampled, members, p.levels[0].rays(log_focal))
+    known = {v: pose for v, pose in p.given.known_poses().items() if v in layout.placed}
+    world = layout.world_of(known)  # the solver keeps its own, whose unit is near the views' depth
+    layout = layout.with_poses({v: world.inverse().apply_to_pose(pose) for v, pose in known.items()})
+    anchor = next(iter(layout.placed))
+    fixed = {v: v in known or (not known and v == anchor) for v in sorted(layout.placed)}
+    used = [e for e, s in enumerate(p.levels[-1].sampled) if s.usable and s.i in fixed and s.j in fixed]
+    if not used:
+        raise AlignmentError(f"no predictions between views {', '.join(str(v) for v in members)} give a pose")
+    problem, solution = fit_levels(p.levels, used, layout, log_focal, fixed, p.config)
+    fit = Fit(tuple(fixed), tuple(used), problem, solution.state, solution.noise)
+    fit, wrong = _without_wrong_edges(p, fit, fixed)
+    residual = {**wrong, **fit.edge_residuals()}
+    placed = _in_world(fit, known, world)
+    unit = float(np.exp(placed.state.log_depth[0][0] - fit.state.log_depth[0][0]))
+    views = _make_views(p, placed, known, _covariances(p, fit, known, unit))
+    names = [(edge.i, edge.j) for edge in p.edges]
+    return Scene(
+        views, {names[e]: residual[e] for e in sorted(residual)}, wrong_edges=frozenset(names[e] for e in wrong)
+    )
+
+
+def _without_wrong_edges(p: _Prepared, fit: Fit, fixed: Mapping[int, bool]) -> tuple[Fit, dict[int, float]]:
+    """The fit without edges that contradict it, and their residuals; an edge that alone ties a view to others stays."""
+    wrong: dict[int, float] = {}
+    for _ in range(WRONG_ROUNDS):
+        scores = fit.edge_scores()
+        kept = list(range(len(fit.used)))
+        for k in np.argsort(-scores):
+            if not scores[k] > WRONG:
+                break
+            others = [m for m in kept if m != k]
+            sets = linked_sets([p.levels[-1].sampled[fit.used[m]] for m in others], p.views)
+            if sets and len(sets[0]) == len(fit.views):
+                kept = others
+        if len(kept) == len(fit.used):
+            break
+        residual = fit.edge_residuals()
+        wrong.update({e: residual[e] for m, e in enumerate(fit.used) if m not in kept})
+        used = tuple(fit.used[m] for m in kept)
+        problem = make_problem(p.levels[-1], used, fixed)
+        state = replace(fit.state, log_scale=fit.state.log_scale[kept])
+        solution = solve(problem, state, p.config, warm=True)
+        fit = Fit(fit.views, used, problem, solution.state, solution.noise)
+    return fit, wrong
+
+
+def _initial_focals(p: _Prepared, members: Sequence[int]) -> FloatArray:
+    """Log focal (C,) of each group, in units of the longer side: the median over the set's own-frame maps."""
+    found: list[list[float]] = [[] for _ in range(p.groups.count)]
+    inside = set(members)
+    positions = {v: pixel_positions(p.sizes[v], grid_pixels(p.sizes[v], p.config.grid)) for v in members}
+    for edge in p.levels[-1].sampled:
+        group = p.groups.of_view[edge.i]
+        if edge.i in inside and group >= 0:
+            point = p.given.principal_points[edge.i]
+            found[group].append(edge_focal(edge, positions[edge.i], p.sizes[edge.i], point))
+    return np.array([np.log(pool_focals(focals).focal) for focals in found])
+
+
+def _in_world(fit: Fit, known: Mapping[int, FloatArray], world: Similarity) -> Fit:
+    """The fit in the promised world and unit."""
+    if not fit.problem.unit_is_free(fit.state.centre):
+        return fit.moved(world)
+    first = next((v for v in fit.views if v in known), None)
+    if first is None:
+        return fit.in_world_of(fit.views[0])
+    nothing = np.zeros(0)
+    return fit.in_world_of(first, Placement(known[first][:3, :3], known[first][:3, 3], nothing, nothing))
+
+
+def _make_views(p: _Prepared, fit: Fit, known: Mapping[int, FloatArray],
+                covariance: Mapping[int, FloatArray]) -> tuple[ViewEstimate, ...]:  # fmt: skip
+    poses = {v: make_pose(fit.state.rotation[k], fit.state.centre[k]) for k, v in enumerate(fit.views)}
+    poses.update(known)
+    scales = np.exp(-fit.state.log_scale)
+    estimates = []
+    for view in range(p.views):
+        group = p.groups.of_view[view]
+        log_focal = float(fit.state.log_focal[group]) if group >= 0 else 0.0
+        lens = view_intrinsics(p.given.intrinsics[view], p.sizes.get(view, (1, 1)), log_focal,
+                               p.given.principal_points[view])  # fmt: skip
+        if view not in poses:
+            estimates.append(unregistered_view(lens))
+            continue
+        touching = [k for k, e in enumerate(fit.used) if view in (p.edges[e].i, p.edges[e].j)]
+        near = [p.edges[fit.used[k]] for k in touching]
+        fused = fuse_view(view, near, scales[touching].tolist(), poses, lens, fit.noise, p.config.min_confidence,
+                          p.device)  # fmt: skip
+        estimates.append(
+            ViewEstimate(poses[view], fused.depth, fused.confidence, lens, pose_covariance=covariance[view])
+        )
+    return tuple(estimates)
+
+
+def _covariances(p: _Prepared, fit: Fit, known: Mapping[int, FloatArray], unit: float) -> dict[int, FloatArray]:
+    """Pose covariances (6, 6) by view, in the world of the scene.
+
+    They are taken in the solver's unit, which is well conditioned; ``unit`` takes it to the scene's. The
+    normal matrix of the coarse level is enough, when it is scaled to the number of samples that were used.
+    """
+    level = p.levels[0]
+    problem = make_problem(level, fit.used, dict(zip(fit.views, fit.problem.fixed_pose)))
+    depths = [depth[level.taken[v]] for v, depth in zip(fit.views, fit.state.log_depth)]
+    shapes = [p.levels[-1].shapes[v] for v in fit.views]
+    shared = correlated_samples(fit.problem, fit.state, fit.noise, shapes)
+    shared *= problem.residuals / fit.problem.residuals
+    origin = next((k for k, v in enumerate(fit.views) if v in known), 0)
+    found = pose_covariances(problem, replace(fit.state, log_depth=depths), fit.noise, shared, origin)
+    units = np.array([unit] * 3 + [1.0] * 3)
+    return dict(zip(fit.views, found * units[:, None] * units))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,22 +13,26 @@ from dust3r_ros.data import Edge, FloatArray, PairPrediction, Scene
 from dust3r_ros.errors import AlignmentError
 
 ARRAYS = {"edges": 2, "points_i": 4, "conf_i": 3, "points_j": 4, "conf_j": 3}  # name: dimensions
+PER_VIEW = {"poses": (4, 4), "cameras": ()}  # optional, name: shape of one view's
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Directed pairwise predictions of ``views`` views."""
+    """Directed pairwise predictions of ``views`` views; ``poses`` (N, 4, 4), ``cameras`` if the file has any."""
 
     edges: tuple[Edge, ...]
     views: int
+    poses: FloatArray | None = None
+    cameras: tuple[int, ...] | None = None
 
 
 def load_predictions(path: Path) -> Predictions:
     """Read a predictions file (.npz).
 
     It holds ``edges`` (E, 2), ``points_i`` and ``points_j`` (E, H, W, 3) in camera i's frame, ``conf_i`` and
-    ``conf_j`` (E, H, W), and optionally ``views`` () or ``poses`` (N, 4, 4), which tell how many views there are
-    (else the largest number in ``edges`` does). Raises AlignmentError for anything else.
+    ``conf_j`` (E, H, W), and optionally ``views`` (), ``poses`` (N, 4, 4) camera to world or ``cameras`` (N,), a number
+    for each view's camera, which tell how many views there are (else the largest number in ``edges`` does). Raises
+    AlignmentError for anything else.
     """
     arrays = _read_arrays(Path(path))
     edges = arrays["edges"]
@@ -39,15 +44,27 @@ def load_predictions(path: Path) -> Predictions:
             raise AlignmentError(
                 f"{path}: {name} must be ({len(edges)}, H, W, 3) with its conf, got {shape} and {conf}"
             )
-    views = int(arrays["views"]) if "views" in arrays else len(arrays["poses"]) if "poses" in arrays else 0
-    views = max(views, int(edges.max()) + 1)
+    views = _count_views(path, arrays)
     parts = (arrays["points_i"], arrays["conf_i"], arrays["points_j"], arrays["conf_j"])
     found = [Edge(int(i), int(j), PairPrediction(*(part[k] for part in parts))) for k, (i, j) in enumerate(edges)]
-    return Predictions(tuple(found), views)
+    cameras = tuple(int(c) for c in arrays["cameras"]) if "cameras" in arrays else None
+    return Predictions(tuple(found), views, arrays.get("poses"), cameras)
+
+
+def _count_views(path: Path, arrays: Mapping[str, FloatArray]) -> int:
+    views = int(arrays["views"]) if "views" in arrays else 0
+    for name in PER_VIEW:
+        if name in arrays:
+            views = max(views, len(arrays[name]))
+    views = max(views, int(arrays["edges"].max()) + 1)
+    for name, shape in PER_VIEW.items():
+        if name in arrays and arrays[name].shape != (views, *shape):
+            raise AlignmentError(f"{path}: {name} must be {(views, *shape)}, got {arrays[name].shape}")
+    return views
 
 
 def _read_arrays(path: Path) -> dict[str, FloatArray]:
-    wanted = (*ARRAYS, "views", "poses")
+    wanted = (*ARRAYS, *PER_VIEW, "views")
     try:
         with path.open("rb") as file:
             data = np.load(file, allow_pickle=False)
@@ -71,7 +88,8 @@ def _read_arrays(path: Path) -> dict[str, FloatArray]:
 
 
 def save_scene(path: Path, scene: Scene, seconds: float) -> None:
-    """Write ``poses`` (N, 4, 4) camera to world, ``focal`` (N,) pixels, ``depth`` (N, H, W), ``registered`` (N,) and
+    """Write ``poses`` (N, 4, 4) camera to world, ``focal`` (N,) pixels, ``depth`` (N, H, W), ``registered`` (N,),
+    ``covariance`` (N, 6, 6) of the poses (see ``ViewEstimate``; NaN where there is none), ``wrong_edges`` (K, 2) and
     ``seconds`` to a .npz. Views of other sizes than the largest have depth 0 outside of their own.
 
     Raises AlignmentError when the file cannot be written.
@@ -82,6 +100,7 @@ def save_scene(path: Path, scene: Scene, seconds: float) -> None:
     depth = np.zeros((len(views), height, width), np.float32)
     for k, v in enumerate(views):
         depth[k, : v.depth.shape[0], : v.depth.shape[1]] = v.depth
+    unknown = np.full((6, 6), np.nan)
     try:
         with Path(path).open("wb") as file:
             np.savez(
@@ -90,6 +109,8 @@ def save_scene(path: Path, scene: Scene, seconds: float) -> None:
                 focal=np.array([v.intrinsics.focal_px for v in views]),
                 depth=depth,
                 registered=np.array([v.registered for v in views]),
+                covariance=np.array([unknown if v.pose_covariance is None else v.pose_covariance for v in views]),
+                wrong_edges=np.array(sorted(scene.wrong_edges), dtype=int).reshape(-1, 2),
                 seconds=np.array(seconds),
             )
     except OSError as error:

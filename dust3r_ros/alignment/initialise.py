@@ -53,6 +53,24 @@ class Layout:
         }
         return Layout(self.rays, moved)
 
+    def world_of(self, poses: Mapping[int, FloatArray]) -> Similarity:
+        """Into the world and unit of known poses (4, 4) of some of its views; the identity when there are none.
+
+        Rotation by the views' mean rotation, so that two known poses are enough; unit and shift by medians.
+        """
+        if not poses:
+            return Similarity.identity()
+        turn = _nearest_rotation(np.sum([p[:3, :3] @ self.placed[v].rotation.T for v, p in poses.items()], axis=0))
+        source = np.array([turn @ self.placed[v].centre for v in poses])
+        target = np.array([p[:3, 3] for p in poses.values()])
+        scale = _relative_size(source, target)
+        return Similarity(scale, turn, np.median(target - scale * source, axis=0))
+
+    def with_poses(self, poses: Mapping[int, FloatArray]) -> Layout:
+        """The same layout, some of its views at other poses (4, 4)."""
+        moved = {v: replace(self.placed[v], rotation=p[:3, :3], centre=p[:3, 3]) for v, p in poses.items()}
+        return Layout(self.rays, {**self.placed, **moved})
+
 
 @dataclass(frozen=True, eq=False)
 class _Proposal:
@@ -69,8 +87,8 @@ def place_all(edges: Sequence[SampledEdge], views: Iterable[int], rays: Mapping[
     touching: dict[int, list[SampledEdge]] = {v: [] for v in remaining}
     for edge in edges:
         if edge.usable and edge.i in remaining and edge.j in remaining:
-            touching[edge.i].append(edge)
-            touching[edge.j].append(edge)
+            for view in {edge.i, edge.j}:
+                touching[view].append(edge)
     seed = max(
         (e for v in remaining for e in touching[v] if e.i == v),
         key=lambda e: (not e.rotation_only, e.strength), default=None,
@@ -104,6 +122,19 @@ def place_view(view: int, edges: Sequence[SampledEdge], layout: Layout) -> Place
     best = int(np.argmax(support))
     p = proposals[best]
     return Placement(p.rotation, p.centre, p.log_depth, p.known, support[best])
+
+
+def _nearest_rotation(matrix: FloatArray) -> FloatArray:
+    u, _, vt = np.linalg.svd(matrix)
+    return (u * (1, 1, np.sign(np.linalg.det(u @ vt)))) @ vt
+
+
+def _relative_size(source: FloatArray, target: FloatArray) -> float:
+    """The median factor from distances between points (N, 3) to those between others; 1 where there is none."""
+    first, second = np.triu_indices(len(source), 1)
+    before, after = (np.linalg.norm(p[first] - p[second], axis=1) for p in (source, target))
+    apart = (before > 1e-9 * before.max(initial=0.0)) & (after > 1e-9)
+    return float(np.median(after[apart] / before[apart])) if apart.any() else 1.0
 
 
 def robust_scale(source: FloatArray, target: FloatArray, weight: FloatArray) -> float:

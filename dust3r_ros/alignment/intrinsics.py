@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
-from dust3r_ros.alignment.observations import SampledEdge, Size
-from dust3r_ros.data import FloatArray, Intrinsics
+from dust3r_ros.alignment.observations import SampledEdge, Size, pixel_positions, sample_edge, view_sizes
+from dust3r_ros.alignment.result import view_intrinsics
+from dust3r_ros.data import Edge, FloatArray, Intrinsics, PairPrediction, PairState
+from dust3r_ros.errors import AlignmentError
 from dust3r_ros.geometry import weighted_median
 
 DEFAULT_FOCAL = 1.0  # of the longer image side, where no prediction says better: 53 degrees
 SPREAD_MAPS = 1000
+TILES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,30 +87,92 @@ def group_focals(
     return FocalGroups(tuple(groups), len(names))
 
 
-def view_focal(points: FloatArray, weight: FloatArray, positions: FloatArray, size: Size) -> float:
+def view_focal(points: FloatArray, weight: FloatArray, positions: FloatArray, size: Size,
+               principal_point: tuple[float, float] | None = None) -> float:  # fmt: skip
     """The focal (units of the longer side) that puts own-frame points (3, G) on their pixels (G, 2); NaN if none does.
 
     The weighted median over pixels p of ``|p|^2 / (p . slope)``: as robust as the paper's Weiszfeld iteration
     (DUSt3R, section 3.3) against wrong pixels, also against points close to the camera, whose slopes are huge, and
     not biased by noise in the slopes.
     """
-    use = (weight > 0) & (points[2] > 0)
-    if np.count_nonzero(use) < 3:
-        return float("nan")
-    height, width = size
-    pixel = (positions[use] - (width / 2, height / 2)).T / max(size)
-    slope = points[:2, use] / points[2, use]
-    radius2, along = (pixel**2).sum(axis=0), (pixel * slope).sum(axis=0)
-    focals = np.divide(radius2, along, out=np.full_like(along, np.inf), where=along > 0)
-    focal = weighted_median(focals, np.sqrt(weight[use] * radius2))
+    found = _pixel_focals(points, weight, positions, size, principal_point)
+    focal = weighted_median(found.focal, found.weight) if len(found.focal) >= 3 else float("nan")
     return focal if np.isfinite(focal) and focal > 0 else float("nan")
 
 
-def edge_focal(edge: SampledEdge, positions: FloatArray, size: Size) -> float:
+@dataclass(frozen=True, eq=False)
+class _PixelFocals:
+    """The focals (K,) that single points tell, in units of the longer side, and their weights; ``position`` (K, 2)."""
+
+    focal: FloatArray
+    weight: FloatArray
+    position: FloatArray
+
+
+def _pixel_focals(points: FloatArray, weight: FloatArray, positions: FloatArray, size: Size,
+                  principal_point: tuple[float, float] | None) -> _PixelFocals:  # fmt: skip
+    use = (weight > 0) & (points[2] > 0)
+    height, width = size
+    pixel = (positions[use] - (principal_point or (width / 2, height / 2))).T / max(size)
+    slope = points[:2, use] / points[2, use]
+    radius2, along = (pixel**2).sum(axis=0), (pixel * slope).sum(axis=0)
+    focals = np.divide(radius2, along, out=np.full_like(along, np.inf), where=along > 0)
+    return _PixelFocals(focals, np.sqrt(weight[use] * radius2), positions[use])
+
+
+@dataclass(frozen=True)
+class ImageIntrinsics:
+    """Intrinsics from one image, and the standard deviation of the focal, pixels (inf when one part tells it all)."""
+
+    intrinsics: Intrinsics
+    focal_spread_px: float
+
+
+def intrinsics_of_image(prediction: PairPrediction, *, principal_point: tuple[float, float] | None = None,
+                        min_confidence: float = 1e-3) -> ImageIntrinsics:  # fmt: skip
+    """The focal of one image from its prediction paired with itself (DUSt3R, section 3.3).
+
+    Both maps are pointmaps of the same pixels in the same frame; the focal is the weighted median over the pixels of
+    both. Neighbouring pixels err together, so the spread is the jackknife's: the image is cut into ``TILES`` x
+    ``TILES`` tiles, and the focal is taken again without each of them. ``principal_point`` (cx, cy) is the centre when
+    left out. Raises AlignmentError when no point with confidence lies in front of the camera off the principal point.
+    """
+    edge = Edge(0, 0, prediction)
+    size = view_sizes([edge])[0]
+    if prediction.state in (PairState.ROTATION_ONLY, PairState.FAILED):
+        raise AlignmentError(f"the focal of an image needs a prediction with depth, got {prediction.state.value!r}")
+    pixels = np.arange(size[0] * size[1])
+    sampled, positions = sample_edge(edge, pixels, pixels, min_confidence), pixel_positions(size, pixels)
+    maps = ((sampled.points_i, sampled.weight_i), (sampled.points_j, sampled.weight_j))
+    parts = [_pixel_focals(points, weight, positions, size, principal_point) for points, weight in maps]
+    focals, weights, where = (
+        np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(_PixelFocals)
+    )  # fmt: skip
+    order = np.argsort(focals)
+    focals, weights = focals[order], weights[order]
+    tile = (where[order] * TILES / (size[1], size[0])).astype(int) @ (1, TILES)
+    focal = _sorted_median(focals, weights)
+    if not np.isfinite(focal):
+        raise AlignmentError("no point lies in front of the camera: the focal cannot be estimated")
+    left = [_sorted_median(focals, np.where(tile == k, 0, weights)) for k in np.unique(tile[weights > 0])]
+    spread = np.sqrt((len(left) - 1) * np.var(left)) if len(left) > 1 else np.inf
+    return ImageIntrinsics(view_intrinsics(None, size, np.log(focal), principal_point), float(spread * max(size)))
+
+
+def _sorted_median(values: FloatArray, weights: FloatArray) -> float:
+    """The weighted median of sorted values, between the two nearest; NaN without weight."""
+    if not (weights > 0).any():
+        return float("nan")
+    total = np.cumsum(weights) - 0.5 * weights
+    return float(np.interp(0.5 * weights.sum(), total[weights > 0], values[weights > 0]))
+
+
+def edge_focal(edge: SampledEdge, positions: FloatArray, size: Size,
+               principal_point: tuple[float, float] | None = None) -> float:  # fmt: skip
     """The focal of view i by one edge's own-frame map, NaN when it has no depth to tell it from."""
     if edge.rotation_only:
         return float("nan")
-    return view_focal(edge.points_i, edge.weight_i, positions, size)
+    return view_focal(edge.points_i, edge.weight_i, positions, size, principal_point)
 
 
 def pool_focals(focals: Sequence[float]) -> PooledFocal:

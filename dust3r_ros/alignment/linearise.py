@@ -14,7 +14,7 @@ from dust3r_ros.alignment.model import Lens, Noise, State
 from dust3r_ros.alignment.observations import Sightings
 from dust3r_ros.data import FloatArray
 
-# Columns of a seen pixel's Jacobian: relative pose (translation, rotation), log scale, log focal, log depth, residual.
+# Columns of a seen pixel's Jacobian: relative pose (translation, rotation), log scale, focal and depth; the residual.
 TRANSLATION, ROTATION, SCALE, FOCAL, DEPTH, RESIDUAL = slice(0, 3), slice(3, 6), 6, 7, 8, 9
 
 BLAS_PIECE = 400_000  # multiplications
@@ -41,19 +41,39 @@ class ViewSystem:
     coupling: FloatArray
     inverse_curvature: FloatArray
     depth_gradient: FloatArray
-    cost: float
+
+
+@dataclass(frozen=True, eq=False)
+class _SeenGeometry:
+    """Points of a view in other cameras' frames, modelled and predicted.
+
+    ``frame`` (B, 3, 3, G): line of sight and two directions across; ``inverse_distance`` (B, G); ``error`` (B, 3, G)
+    relative to distance, in ``frame``; ``axis`` (B, 3) the view's optical axis, ``translation`` (B, 3) its centre, in
+    the other camera's frame; ``parallax`` (B,) 0 where only directions were predicted; ``depth`` (G,).
+    """
+
+    frame: FloatArray
+    inverse_distance: FloatArray
+    error: FloatArray
+    axis: FloatArray
+    translation: FloatArray
+    parallax: FloatArray
+    depth: FloatArray
+
+    @property
+    def errors(self) -> Errors:
+        return Errors(self.error[:, 0], self.error[:, 1] ** 2 + self.error[:, 2] ** 2)
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """What one kind of prediction adds: to normal, gradient, coupling, depth curvature and gradient, and cost."""
+    """What one kind of prediction adds: to normal, gradient, coupling, depth curvature and gradient."""
 
     normal: FloatArray
     gradient: FloatArray
     coupling: FloatArray
     curvature: FloatArray
     depth_gradient: FloatArray
-    cost: float
 
 
 def linearise_view(s: Sightings, lens: Lens, state: State, view: int, noise: Noise, cutoff: float,
@@ -64,21 +84,20 @@ def linearise_view(s: Sightings, lens: Lens, state: State, view: int, noise: Noi
     seen = _seen_part(s, rays, state, view, noise, cutoff)
     b, a = len(s.seen_edge), len(s.own_edge)
     size = 7 * b + a + 1
-    at_seen = np.append(np.arange(7 * b), size - 1)
-    at_own = np.arange(7 * b, size)
+    at_seen, at_own = np.append(np.arange(7 * b), size - 1), np.arange(7 * b, size)
     normal, gradient = np.zeros((size, size)), np.zeros(size)
-    coupling = np.zeros((size, rays.shape[1]))
     for at, part in ((at_seen, seen), (at_own, own)):
         normal[np.ix_(at, at)] += part.normal
         gradient[at] += part.gradient
-        coupling[at] += part.coupling
+    coupling = np.concatenate([seen.coupling[:-1], own.coupling])
+    coupling[-1] += seen.coupling[-1]
     curvature = own.curvature + seen.curvature
     known = (curvature > 1e-12 * max(float(curvature.max(initial=0.0)), 1e-300)) & free_depth
     inverse = np.divide(1.0, curvature, out=np.zeros_like(curvature), where=known)
     depth_gradient = own.depth_gradient + seen.depth_gradient
     normal -= _outer_product(coupling * inverse, coupling)
     gradient -= coupling @ (inverse * depth_gradient)
-    return ViewSystem(normal, gradient, coupling, inverse, depth_gradient, own.cost + seen.cost)
+    return ViewSystem(normal, gradient, coupling, inverse, depth_gradient)
 
 
 def _outer_product(a: FloatArray, b: FloatArray) -> FloatArray:
@@ -102,10 +121,12 @@ def own_errors(s: Sightings, rays: FloatArray, state: State, view: int) -> Error
 
 def seen_errors(s: Sightings, rays: FloatArray, state: State, view: int) -> Errors:
     """Errors of the other-frame predictions (B, G); no radial one where the edge has no parallax."""
-    direction, _, _, error = _seen_geometry(s, rays, state, view)
-    radial = (direction * error).sum(axis=1)
-    lateral2 = np.maximum((error**2).sum(axis=1) - radial**2, 0)
-    return Errors(radial * s.seen_parallax[:, None], lateral2)
+    return _seen_geometry(s, rays, state, view).errors
+
+
+def seen_components(s: Sightings, rays: FloatArray, state: State, view: int) -> FloatArray:
+    """Errors (B, 3, G) of the other-frame predictions: along the line of sight and in two directions across it."""
+    return _seen_geometry(s, rays, state, view).error
 
 
 def own_focal_evidence(
@@ -114,7 +135,7 @@ def own_focal_evidence(
     """What a view's own-frame maps alone say of its focal: log focal, and its information (0: nothing)."""
     rays = lens.rays(state.log_focal)
     radial, across, lateral2 = _own_residuals(s, rays, state, view)
-    robust, _ = robust_weights(s.own_weight, Errors(radial, lateral2), noise, cutoff)
+    robust = robust_weights(s.own_weight, Errors(radial, lateral2), noise, cutoff)
     length2 = (rays**2).sum(axis=0)
     sideways = np.sqrt(np.maximum(length2 - 1, 0)) / length2
     information = float((robust * sideways**2).sum()) / noise.lateral**2
@@ -124,37 +145,45 @@ def own_focal_evidence(
     return float(state.log_focal[lens.group]) + step, information
 
 
-def robust_weights(weight: FloatArray, errors: Errors, noise: Noise, cutoff: float) -> tuple[FloatArray, float]:
-    """Cauchy weights times ``weight`` (squared confidence), and the robust cost."""
-    chi2 = weight * (errors.radial**2 / noise.radial**2 + errors.lateral2 / noise.lateral**2)
-    scaled = 1 + chi2 / cutoff**2
-    return weight / scaled, float(0.5 * cutoff**2 * np.log(scaled).sum())
+def robust_weights(weight: FloatArray, errors: Errors, noise: Noise, cutoff: float) -> FloatArray:
+    """Cauchy weights times ``weight`` (squared confidence)."""
+    return weight / (1 + chi2(weight, errors, noise) / cutoff**2)
+
+
+def robust_cost(weight: FloatArray, errors: Errors, noise: Noise, cutoff: float) -> float:
+    """Sum of the Cauchy kernel over predictions."""
+    return float(0.5 * cutoff**2 * np.log1p(chi2(weight, errors, noise) / cutoff**2).sum())
+
+
+def chi2(weight: FloatArray, errors: Errors, noise: Noise) -> FloatArray:
+    """Squared errors relative to the noise of predictions with ``weight`` (squared confidence)."""
+    return weight * (errors.radial**2 * (1 / noise.radial**2) + errors.lateral2 * (1 / noise.lateral**2))
 
 
 def _own_residuals(s: Sightings, rays: FloatArray, state: State, view: int) -> tuple[FloatArray, ...]:
     """Radial error, the error along the direction in which the focal moves a ray, and squared lateral error."""
     length = np.sqrt((rays**2).sum(axis=0))
-    unit = rays / length
-    distance = np.exp(state.log_depth[view]) * length
-    scaled = s.own * (np.exp(-state.log_scale[s.own_edge])[:, None, None] / distance)
-    radial = np.einsum("cg,kcg->kg", unit, scaled) - 1
-    error = scaled - unit
-    lateral2 = np.maximum((error**2).sum(axis=1) - radial**2, 0)
-    outward = _focal_direction(rays, length)
-    return radial, np.einsum("cg,kcg->kg", outward, error), lateral2
+    inverse = np.exp(-state.log_depth[view]) / length
+    error = np.einsum("fcg,kcg->kfg", _focal_frame(rays, length), s.own)
+    error *= (np.exp(-state.log_scale[s.own_edge])[:, None] * inverse)[:, None]
+    return error[:, 0] - 1, error[:, 1], error[:, 1] ** 2 + error[:, 2] ** 2
 
 
-def _focal_direction(rays: FloatArray, length: FloatArray) -> FloatArray:
-    """The lateral derivative of unit rays by log focal, as unit vectors (3, G); 0 at the principal point."""
-    slope2 = rays[0] ** 2 + rays[1] ** 2
-    moved = np.stack([-rays[0], -rays[1], np.zeros_like(slope2)]) + rays * (slope2 / length**2)
-    size = np.sqrt((moved**2).sum(axis=0))
-    return np.divide(moved, size, out=np.zeros_like(moved), where=size > 0)
+def _focal_frame(rays: FloatArray, length: FloatArray) -> FloatArray:
+    """(3, 3, G): unit rays, the direction across in which they move with log focal, and the one around the axis."""
+    x, y = rays[0], rays[1]
+    slope = np.sqrt(x**2 + y**2)
+    x, y = (np.divide(v, slope, out=np.full_like(v, fill), where=slope > 0) for v, fill in ((x, 1.0), (y, 0.0)))
+    frame = np.zeros((3, 3, rays.shape[1]))
+    frame[0] = rays / length
+    frame[1, 0], frame[1, 1], frame[1, 2] = -x / length, -y / length, slope / length
+    frame[2, 0], frame[2, 1] = -y, x
+    return frame
 
 
 def _own_part(s: Sightings, rays: FloatArray, state: State, view: int, noise: Noise, cutoff: float) -> _Part:
     radial, across, lateral2 = _own_residuals(s, rays, state, view)
-    robust, cost = robust_weights(s.own_weight, Errors(radial, lateral2), noise, cutoff)
+    robust = robust_weights(s.own_weight, Errors(radial, lateral2), noise, cutoff)
     w_radial, w_lateral = robust / noise.radial**2, robust / noise.lateral**2
     length2 = (rays**2).sum(axis=0)
     slope2 = (rays[0] ** 2 + rays[1] ** 2) / length2
@@ -169,87 +198,103 @@ def _own_part(s: Sightings, rays: FloatArray, state: State, view: int, noise: No
     gradient[a] = -(w_radial * radial * along + w_lateral * across * sideways).sum()
     total = w_radial.sum(axis=0)
     coupling = np.concatenate([w_radial, (total * along)[None]])
-    return _Part(normal, gradient, coupling, total, -(w_radial * radial).sum(axis=0), cost)
+    return _Part(normal, gradient, coupling, total, -(w_radial * radial).sum(axis=0))
 
 
-def _seen_geometry(s: Sightings, rays: FloatArray, state: State, view: int) -> tuple[FloatArray, ...]:
-    """Line of sight (B, 3, G), its length (B, G), camera-frame offsets of the points, and relative errors."""
+def _seen_geometry(s: Sightings, rays: FloatArray, state: State, view: int) -> _SeenGeometry:
     rotation, translation = state.relative(s.seen_from, view)
-    offset = rotation @ (rays * np.exp(state.log_depth[view]))
-    position = offset + (translation * s.seen_parallax[:, None])[:, :, None]
-    distance = np.sqrt((position**2).sum(axis=1))
+    translation = translation * s.seen_parallax[:, None]
+    depth = np.exp(state.log_depth[view])
+    position = rotation @ (rays * depth)
+    position += translation[:, :, None]
+    distance = np.sqrt(np.einsum("bcg,bcg->bg", position, position))
     distance = np.maximum(distance, 1e-9 * float(distance.max(initial=1e-300)))
-    direction = position / distance[:, None]
-    error = s.seen * (np.exp(-state.log_scale[s.seen_edge])[:, None] / distance)[:, None] - direction
+    inverse = 1 / distance
+    frame = _frame(position * inverse[:, None])
+    scale = np.exp(-state.log_scale[s.seen_edge])[:, None] * inverse
     if (s.seen_parallax == 0).any():  # only the direction was predicted: compare with a point at the model's distance
         reach = np.sqrt((s.seen**2).sum(axis=1))
-        bearing = np.divide(s.seen, reach[:, None], out=np.zeros_like(s.seen), where=reach[:, None] > 0)
-        error = np.where(s.seen_parallax[:, None, None] > 0, error, bearing - direction)
-    return direction, distance, offset, error
+        bearing = np.divide(1.0, reach, out=np.zeros_like(reach), where=reach > 0)
+        scale = np.where(s.seen_parallax[:, None] > 0, scale, bearing)
+    error = np.einsum("bfcg,bcg->bfg", frame, s.seen)
+    error *= scale[:, None]
+    error[:, 0] -= 1
+    error[:, 0] *= s.seen_parallax[:, None]
+    return _SeenGeometry(frame, inverse, error, rotation[:, :, 2], translation, s.seen_parallax, depth)
+
+
+def _frame(direction: FloatArray) -> FloatArray:
+    """(B, 3, 3, G): lines of sight (B, 3, G) and two directions across that complete a right-handed frame.
+
+    Duff et al., Building an orthonormal basis, revisited (JCGT 2017): no direction is special.
+    """
+    x, y, z = direction[:, 0], direction[:, 1], direction[:, 2]
+    sign = np.copysign(1.0, z)
+    a = -1 / (sign + z)
+    b = x * y * a
+    frame = np.empty((len(direction), 3, 3, direction.shape[2]))
+    frame[:, 0] = direction
+    frame[:, 1, 0], frame[:, 1, 1], frame[:, 1, 2] = 1 + sign * x * x * a, sign * b, -sign * x
+    frame[:, 2, 0], frame[:, 2, 1], frame[:, 2, 2] = b, sign + y * y * a, -y
+    return frame
 
 
 def _seen_part(s: Sightings, rays: FloatArray, state: State, view: int, noise: Noise, cutoff: float) -> _Part:
-    b, g = s.seen_weight.shape
-    direction, distance, offset, error = _seen_geometry(s, rays, state, view)
-    radial = (direction * error).sum(axis=1)
-    lateral2 = np.maximum((error**2).sum(axis=1) - radial**2, 0)
-    radial = radial * s.seen_parallax[:, None]
-    robust, cost = robust_weights(s.seen_weight, Errors(radial, lateral2), noise, cutoff)
+    geometry = _seen_geometry(s, rays, state, view)
+    robust = robust_weights(s.seen_weight, geometry.errors, noise, cutoff)
     root = np.sqrt(robust)
-    jacobian = seen_jacobian(s, rays, state, view, direction, distance, offset)
-    jacobian[:, RESIDUAL] = error
-    _whiten(jacobian, direction, root * s.seen_parallax[:, None] / noise.radial, root / noise.lateral)
+    weights = np.stack([root * s.seen_parallax[:, None] / noise.radial, root / noise.lateral, root / noise.lateral], 1)
+    jacobian = seen_jacobian(geometry)
+    jacobian *= weights[:, None]
+    b, g = s.seen_weight.shape
     flat = jacobian.reshape(b, 10, 3 * g)
     products = flat @ np.swapaxes(flat, 1, 2)
-    coupling = (jacobian[:, :8] * jacobian[:, DEPTH, None]).sum(axis=2)
-    curvature = (jacobian[:, DEPTH] ** 2).sum(axis=(0, 1))
-    depth_gradient = -(jacobian[:, DEPTH] * jacobian[:, RESIDUAL]).sum(axis=(0, 1))
-    return _gather_seen(products, coupling, curvature, depth_gradient, cost)
+    by_depth = np.einsum("bnfg,bfg->bng", jacobian, jacobian[:, DEPTH])
+    curvature, depth_gradient = by_depth[:, DEPTH].sum(axis=0), -by_depth[:, RESIDUAL].sum(axis=0)
+    return _gather_seen(products, by_depth, curvature, depth_gradient)
 
 
-def seen_jacobian(s: Sightings, rays: FloatArray, state: State, view: int, direction: FloatArray, distance: FloatArray,
-                  offset: FloatArray) -> FloatArray:  # fmt: skip
-    """Derivatives (B, 10, 3, G) of the modelled point relative to its distance; the RESIDUAL column is left empty.
+def seen_jacobian(geometry: _SeenGeometry) -> FloatArray:
+    """Derivatives (B, 10, 3, G) of the modelled point relative to its distance, and the residual, in ``frame``.
 
     The relative pose moves camera i: ``T_i exp(step)``, which changes its view of a point y by
-    ``-(translation + rotation x y)``.
+    ``-(translation + rotation x y)``. A point y = offset + translation moves along its offset by log depth, which
+    across the line of sight is minus the translation.
     """
-    b, g = s.seen_weight.shape
-    jacobian = np.zeros((b, 10, 3, g))
-    inverse = s.seen_parallax[:, None] / distance
-    x, y, z = direction[:, 0], direction[:, 1], direction[:, 2]
-    for axis in range(3):
-        jacobian[:, axis, axis] = -inverse
-    jacobian[:, 3, 1], jacobian[:, 3, 2] = z, -y  # -(e_x x u)
-    jacobian[:, 4, 0], jacobian[:, 4, 2] = -z, x
-    jacobian[:, 5, 0], jacobian[:, 5, 1] = y, -x
-    jacobian[:, SCALE] = direction
-    jacobian[:, DEPTH] = offset / distance[:, None]
-    rotation, _ = state.relative(s.seen_from, view)
-    depth = np.exp(state.log_depth[view])
-    moved = np.stack([-rays[0] * depth, -rays[1] * depth, np.zeros(g)])
-    jacobian[:, FOCAL] = (rotation @ moved) / distance[:, None]
+    frame, inverse = geometry.frame, geometry.inverse_distance
+    b, _, _, g = frame.shape
+    jacobian = np.empty((b, 10, 3, g))
+    moved = -geometry.parallax[:, None] * inverse
+    np.multiply(np.swapaxes(frame, 1, 2), moved[:, None, None], out=jacobian[:, TRANSLATION])
+    jacobian[:, ROTATION, 0] = 0
+    np.negative(frame[:, 2], out=jacobian[:, ROTATION, 1])
+    jacobian[:, ROTATION, 2] = frame[:, 1]
+    jacobian[:, SCALE, 0], jacobian[:, SCALE, 1:] = 1, 0
+    depth, focal = jacobian[:, DEPTH], jacobian[:, FOCAL]
+    np.einsum("bc,bfcg->bfg", -geometry.translation, frame, out=depth)
+    depth *= inverse[:, None]
+    depth[:, 0] += 1
+    np.einsum("bc,bfcg->bfg", geometry.axis, frame, out=focal)
+    focal *= (inverse * geometry.depth)[:, None]
+    focal -= depth
+    jacobian[:, RESIDUAL] = geometry.error
     return jacobian
 
 
-def _whiten(jacobian: FloatArray, direction: FloatArray, along: FloatArray, across: FloatArray) -> None:
-    """Scale every column (B, n, 3, G), in place, by ``along`` (B, G) in the line of sight and ``across`` beside it."""
-    dots = np.einsum("bcg,bncg->bng", direction, jacobian)
-    dots *= (along - across)[:, None]
-    jacobian *= across[:, None, None]
-    jacobian += dots[:, :, None] * direction[:, None]
-
-
-def _gather_seen(products: FloatArray, coupling: FloatArray, curvature: FloatArray, depth_gradient: FloatArray,
-                 cost: float) -> _Part:  # fmt: skip
+def _gather_seen(
+    products: FloatArray, by_depth: FloatArray, curvature: FloatArray, depth_gradient: FloatArray
+) -> _Part:
     """Per-edge 10 x 10 products into the order: B relative poses, B scales, one focal."""
-    b = len(products)
+    b, _, g = by_depth.shape
     size = 7 * b + 1
     normal, gradient = np.zeros((size, size)), np.zeros(size)
-    arranged = np.zeros((size, coupling.shape[2]))
-    for k in range(b):
-        at = np.append(np.arange(6 * k, 6 * k + 6), [6 * b + k, 7 * b])
-        normal[np.ix_(at, at)] += products[k, :8, :8]
-        gradient[at] -= products[k, :8, RESIDUAL]
-        arranged[at] += coupling[k]
-    return _Part(normal, gradient, arranged, curvature, depth_gradient, cost)
+    each = np.arange(b)
+    at = np.concatenate([6 * each[:, None] + np.arange(6), 6 * b + each[:, None]], axis=1)
+    normal[at[:, :, None], at[:, None]] = products[:, :FOCAL, :FOCAL]
+    normal[at, -1] = normal[-1, at] = products[:, :FOCAL, FOCAL]
+    normal[-1, -1] = products[:, FOCAL, FOCAL].sum()
+    gradient[at] = -products[:, :FOCAL, RESIDUAL]
+    gradient[-1] = -products[:, FOCAL, RESIDUAL].sum()
+    coupling = np.concatenate([by_depth[:, :SCALE].reshape(6 * b, g), by_depth[:, SCALE],
+                               by_depth[:, FOCAL].sum(axis=0, keepdims=True)])  # fmt: skip
+    return _Part(normal, gradient, coupling, curvature, depth_gradient)

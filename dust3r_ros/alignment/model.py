@@ -50,13 +50,17 @@ class Lens:
         return np.concatenate([self.offset / focal, np.ones_like(self.offset[:1])])
 
 
-def make_lens(positions: FloatArray, size: tuple[int, int], known: Intrinsics | None, group: int) -> Lens:
-    """The lens of pixel positions (G, 2) in an image (H, W); ``known`` intrinsics override the focal group."""
+def make_lens(positions: FloatArray, size: tuple[int, int], known: Intrinsics | None, group: int,
+              principal_point: tuple[float, float] | None = None) -> Lens:  # fmt: skip
+    """The lens of pixel positions (G, 2) in an image (H, W); ``known`` intrinsics override the focal group.
+
+    ``principal_point`` is the image centre when it is not given.
+    """
     height, width = size
     if known is not None:
         offset = (positions - (known.cx, known.cy)) / (known.fx, known.fy)
         return Lens(np.ascontiguousarray(offset.T), -1)
-    offset = (positions - (width / 2, height / 2)) / max(height, width)
+    offset = (positions - (principal_point or (width / 2, height / 2))) / max(height, width)
     return Lens(np.ascontiguousarray(offset.T), group)
 
 
@@ -78,6 +82,12 @@ class Problem:
     fixed_pose: BoolArray
     fixed_depth: BoolArray
     focal_prior: FocalPrior | None = None
+
+    def unit_is_free(self, centre: FloatArray) -> bool:
+        """Whether nothing fixes the world's unit: no depth is given, no two given poses are apart (centres (N, 3))."""
+        fixed = centre[self.fixed_pose]
+        apart = len(fixed) > 1 and float(np.ptp(fixed, axis=0).max()) > LEAST_NOISE
+        return not (self.fixed_depth.any() or apart)
 
     @property
     def residuals(self) -> int:

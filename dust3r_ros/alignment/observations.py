@@ -43,8 +43,20 @@ class SampledEdge:
         return float(total / (len(self.weight_i) + len(self.weight_j)))
 
     @property
+    def samples(self) -> int:
+        """Number of predictions on the sample pixels of the view that has fewer."""
+        return int(min(np.count_nonzero(self.weight_i), np.count_nonzero(self.weight_j)))
+
+    @property
     def usable(self) -> bool:
-        return bool(min(np.count_nonzero(self.weight_i), np.count_nonzero(self.weight_j)) >= MIN_SAMPLES)
+        return self.samples >= MIN_SAMPLES
+
+    def take(self, pixels_i: IntArray, pixels_j: IntArray) -> SampledEdge:
+        """The edge on some of its sample pixels, by their positions among them."""
+        return replace(
+            self, points_i=self.points_i[:, pixels_i], weight_i=self.weight_i[pixels_i],
+            points_j=self.points_j[:, pixels_j], weight_j=self.weight_j[pixels_j],
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,10 +109,21 @@ def view_sizes(edges: Sequence[Edge]) -> dict[int, Size]:
 
 def grid_pixels(size: Size, grid: int) -> IntArray:
     """Flat indices (G,) of a regular grid of pixels with ``grid`` samples along the longer side of (H, W)."""
-    height, width = size
-    step = max(1.0, max(height, width) / grid)
-    rows, cols = (np.floor((np.arange(max(1, int(n / step))) + 0.5) * step).astype(int) for n in (height, width))
-    return (rows[:, None] * width + cols[None]).ravel()
+    step = max(1.0, max(size) / grid)
+    rows, cols = (np.floor((np.arange(n) + 0.5) * step).astype(int) for n in grid_shape(size, grid))
+    return (rows[:, None] * size[1] + cols[None]).ravel()
+
+
+def grid_shape(size: Size, grid: int) -> tuple[int, int]:
+    """Rows and columns of ``grid_pixels``."""
+    step = max(1.0, max(size) / grid)
+    return max(1, int(size[0] / step)), max(1, int(size[1] / step))
+
+
+def every_second(shape: tuple[int, int]) -> IntArray:
+    """Positions in a flat grid (rows, columns) of every second sample in both directions."""
+    rows, cols = shape
+    return (np.arange(0, rows, 2)[:, None] * cols + np.arange(0, cols, 2)).ravel()
 
 
 def pixel_positions(size: Size, pixels: IntArray) -> FloatArray:
@@ -109,23 +132,18 @@ def pixel_positions(size: Size, pixels: IntArray) -> FloatArray:
 
 
 def sample_map(
-    points: FloatArray, confidence: FloatArray, pixels: IntArray | None, floor: float, dtype: type = np.float64
+    points: FloatArray, confidence: FloatArray, pixels: IntArray, floor: float
 ) -> tuple[FloatArray, FloatArray]:
-    """Points (3, G) and squared confidences (G,) at flat pixel indices, all pixels when None.
+    """Points (3, G) and squared confidences (G,) at flat pixel indices.
 
     Where a point is not finite or the confidence is below ``floor``, both are 0.
     """
-    flat, conf = points.reshape(-1, 3), confidence.ravel()
-    if pixels is not None:
-        flat, conf = flat[pixels], conf[pixels]
-    planar: FloatArray = np.ascontiguousarray(flat.T, dtype=dtype)
+    conf = confidence.ravel()[pixels]
+    planar: FloatArray = np.ascontiguousarray(points.reshape(-1, 3)[pixels].T, dtype=np.float64)
     with np.errstate(invalid="ignore"):
         good = (conf >= floor) & (conf > 0) & np.isfinite(conf) & np.isfinite(planar.sum(axis=0))
-    weight = np.square(np.minimum(conf, MOST_CONFIDENCE), dtype=dtype)
-    if not good.all():
-        planar = np.where(good, planar, 0)
-        weight = np.where(good, weight, 0)
-    return planar, weight
+    weight = np.square(np.minimum(conf, MOST_CONFIDENCE), dtype=np.float64)
+    return np.where(good, planar, 0), np.where(good, weight, 0)
 
 
 def confidence_floor(edge: Edge, fraction: float) -> float:
@@ -186,12 +204,14 @@ def _stack(arrays: Sequence[FloatArray], shape: tuple[int, ...]) -> FloatArray:
     return np.stack(arrays) if arrays else np.zeros((0, *shape))
 
 
-def linked_views(edges: Sequence[SampledEdge], views: int) -> BoolArray:
-    """Which views (views,) belong to the largest set connected by usable edges; the first such set on a tie."""
+def linked_sets(edges: Sequence[SampledEdge], views: int) -> list[tuple[int, ...]]:
+    """The sets of views that usable edges connect, the largest first. A view paired with itself alone is one."""
     label = np.arange(views)
+    touched = np.zeros(views, dtype=bool)
     for edge in edges:
         if edge.usable:
             low, high = sorted((label[edge.i], label[edge.j]))
             label[label == high] = low
-    names, counts = np.unique(label, return_counts=True)
-    return label == names[np.argmax(counts)]
+            touched[[edge.i, edge.j]] = True
+    sets = [tuple(int(v) for v in np.flatnonzero((label == name) & touched)) for name in np.unique(label[touched])]
+    return sorted(sets, key=lambda members: -len(members))

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from dust3r_ros.alignment.depth import FARTHEST, FusedDepth, OwnMap, SeenMap, fuse_depth, in_world
+from dust3r_ros.alignment.depth import FARTHEST, FusedDepth, OwnMap, SeenMap, fuse_depth, load_map
 from dust3r_ros.alignment.initialise import Placement
-from dust3r_ros.alignment.linearise import own_errors, seen_errors
+from dust3r_ros.alignment.linearise import Errors, chi2
 from dust3r_ros.alignment.model import Noise, Problem, State
-from dust3r_ros.alignment.observations import Size, confidence_floor, sample_map
+from dust3r_ros.alignment.observations import Size, confidence_floor
+from dust3r_ros.alignment.solve import ViewErrors, view_errors
 from dust3r_ros.data import Edge, FloatArray, Intrinsics, PairState, ViewEstimate
+from dust3r_ros.geometry import Similarity
+
+CHI2_MEDIAN = {1: 0.455, 2: 1.386, 3: 2.366}  # by degrees of freedom
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,44 +46,85 @@ class Fit:
         )
         return replace(self, state=moved)
 
+    def moved(self, world: Similarity) -> Fit:
+        """The same fit in another world and unit."""
+        state, grown = self.state, float(np.log(world.scale))
+        moved = State(
+            world.rotation @ state.rotation, world.apply(state.centre), state.log_scale - grown, state.log_focal,
+            [d + grown for d in state.log_depth],
+        )  # fmt: skip
+        return replace(self, state=moved)
+
+    @cached_property
+    def errors(self) -> Sequence[ViewErrors]:
+        """Errors of all predictions, by view; the same in every world."""
+        return view_errors(self.problem, self.state)
+
     def edge_residuals(self) -> dict[int, float]:
         """Confidence-weighted RMS error relative to distance, by position of the edge among those given."""
         total, weight = np.zeros(len(self.used)), np.zeros(len(self.used))
-        for k, (s, lens) in enumerate(zip(self.problem.sightings, self.problem.lenses)):
-            rays = lens.rays(self.state.log_focal)
-            for at, w, errors in (
-                (s.own_edge, s.own_weight, own_errors(s, rays, self.state, k)),
-                (s.seen_edge, s.seen_weight, seen_errors(s, rays, self.state, k)),
-            ):
+        for s, (own, seen) in zip(self.problem.sightings, self.errors):
+            for at, w, errors in ((s.own_edge, s.own_weight, own), (s.seen_edge, s.seen_weight, seen)):
                 np.add.at(total, at, (w * (errors.radial**2 + errors.lateral2)).sum(axis=1))
                 np.add.at(weight, at, w.sum(axis=1))
         rms = np.sqrt(total / np.maximum(weight, 1e-300))
         return {edge: float(r) for edge, r in zip(self.used, rms)}
 
+    def edge_scores(self) -> FloatArray:
+        """Error of each used edge's typical prediction (E,), as a multiple of what the noise lets expect.
 
-def view_intrinsics(known: Intrinsics | None, size: Size, log_focal: float) -> Intrinsics:
+        The larger one of the edge's two maps.
+        """
+        scores = np.zeros(len(self.used))
+        for s, (own, seen) in zip(self.problem.sightings, self.errors):
+            along = Errors(own.radial, np.zeros_like(own.radial))  # across, own-frame maps may have no error at all
+            expected = np.where(s.seen_parallax > 0, CHI2_MEDIAN[3], CHI2_MEDIAN[2])
+            np.maximum.at(scores, s.own_edge, _typical(s.own_weight, along, self.noise, CHI2_MEDIAN[1]))
+            np.maximum.at(scores, s.seen_edge, _typical(s.seen_weight, seen, self.noise, expected))
+        return scores
+
+
+def _typical(weight: FloatArray, errors: Errors, noise: Noise, expected: FloatArray | float) -> FloatArray:
+    """The root of the median of chi2 over the pixels with weight, relative to the expected one; (K, G) to (K,)."""
+    found = np.where(weight > 0, chi2(weight, errors, noise), np.nan)
+    some = (weight > 0).any(axis=1)
+    medians = np.zeros(len(found))
+    medians[some] = np.nanmedian(found[some], axis=1)
+    return np.sqrt(medians / expected)
+
+
+def view_intrinsics(known: Intrinsics | None, size: Size, log_focal: float,
+                    principal_point: tuple[float, float] | None = None) -> Intrinsics:  # fmt: skip
     """The given intrinsics, or those of a focal in units of the longer side of (H, W)."""
+    if known is not None:
+        return known
     height, width = size
-    return known if known is not None else Intrinsics.from_focal(float(np.exp(log_focal)) * max(size), width, height)
+    focal = float(np.exp(log_focal)) * max(size)
+    cx, cy = principal_point or (width / 2, height / 2)
+    return Intrinsics(focal, focal, cx, cy, width, height)
 
 
 def fuse_view(view: int, edges: Sequence[Edge], scales: Sequence[float], poses: Mapping[int, FloatArray],
-              intrinsics: Intrinsics, noise: Noise, min_confidence: float) -> FusedDepth:  # fmt: skip
-    """Full-resolution depth of a view from all ``edges`` that touch it; ``scales`` take each to world units."""
+              intrinsics: Intrinsics, noise: Noise, min_confidence: float,
+              device: str | None = None) -> FusedDepth:  # fmt: skip
+    """Full-resolution depth of a view from all ``edges`` that touch it; ``scales`` take each to world units.
+
+    On a torch ``device``, or by NumPy when it is None.
+    """
     own, seen = [], []
     for edge, scale in zip(edges, scales):
-        if edge.prediction.state is PairState.ROTATION_ONLY:
+        p = edge.prediction
+        if p.state is PairState.ROTATION_ONLY:
             continue
         floor = confidence_floor(edge, min_confidence)
         if edge.i == view:
-            points, weight = sample_map(edge.prediction.points_i, edge.prediction.conf_i, None, floor, np.float32)
-            own.append(OwnMap(*in_world(points, weight, scale)))
-        else:
-            points, weight = sample_map(edge.prediction.points_j, edge.prediction.conf_j, None, floor, np.float32)
+            own.append(OwnMap(*load_map(p.points_i, p.conf_i, floor, scale, device)))
+        if edge.j == view:
             back = poses[edge.i][:3, :3].T
             shift = back @ (poses[view][:3, 3] - poses[edge.i][:3, 3])
             if np.abs(shift).max() < FARTHEST:
-                seen.append(SeenMap(*in_world(points, weight, scale), back @ poses[view][:3, :3], shift))
+                loaded = load_map(p.points_j, p.conf_j, floor, scale, device)
+                seen.append(SeenMap(*loaded, back @ poses[view][:3, :3], shift))
     return fuse_depth(own, seen, intrinsics, noise)
 
 

@@ -7,12 +7,13 @@ import pytest
 from alignment_scenes import changed, compare, make_truth, predict, predict_all, window_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 from dust3r_ros.alignment import align
 from dust3r_ros.config import AlignmentConfig
 from dust3r_ros.data import Edge, Intrinsics, PairState
 from dust3r_ros.errors import AlignmentError
-from dust3r_ros.geometry import invert_pose
+from dust3r_ros.geometry import Similarity, invert_pose
 
 EXACT = 2e-5
 
@@ -71,6 +72,49 @@ def test_the_order_of_views_does_not_matter(order, seed):
     renamed = [Edge(order[e.i], order[e.j], e.prediction) for e in edges]
     one, other = align(edges, 4).views, align(renamed[::-1], 4).views
     same(one, [other[order[v]] for v in range(4)], tolerance=1e-3)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    seed=st.integers(0, 10_000), turn=st.lists(st.floats(-3, 3), min_size=3, max_size=3),
+    shift=st.lists(st.floats(-100, 100), min_size=3, max_size=3), unit=st.floats(1e-4, 1e4),
+)  # fmt: skip
+def test_the_world_of_known_poses_does_not_matter(seed, turn, shift, unit):
+    truth, edges = noisy_scene(4, seed=seed)
+    known = [truth.poses[0], None, None, truth.poses[3]]
+    away = Similarity(unit, Rotation.from_rotvec(turn).as_matrix(), np.array(shift))
+    moved = [away.apply_to_pose(p) if p is not None else None for p in known]
+    one, other = align(edges, 4, poses=known).views, align(edges, 4, poses=moved).views
+    same(one, other)
+    assert np.median(other[1].depth) == pytest.approx(unit * np.median(one[1].depth), rel=1e-4)
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 10_000), noise=st.floats(-7, -2))
+def test_errors_vanish_with_the_noise(seed, noise):
+    truth, edges = noisy_scene(3, seed=seed, noise=10**noise)
+    gap = compare(truth, align(edges, 3).views)
+    assert gap.rotation < 30 * 10**noise + 1e-4
+    assert max(gap.centre, gap.focal, gap.depth) < 2 * 10**noise + 1e-5
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 10_000), which=st.integers(0, 11))
+def test_an_edge_whose_confidence_vanishes_is_as_good_as_left_out(seed, which):
+    _, edges = noisy_scene(4, seed=seed)
+    faint = np.full((24, 32), 1e-9, np.float32)
+    weak = [changed(e, conf_i=faint, conf_j=faint) if k == which else e for k, e in enumerate(edges)]
+    same(align([e for k, e in enumerate(edges) if k != which], 4).views, align(weak, 4).views, tolerance=1e-3)
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 10_000), size=st.sampled_from([1e-6, 1e-3, 0.05]))
+def test_views_ever_closer_together_end_as_one(seed, size):
+    truth, edges = noisy_scene(3, seed=seed, noise=0.005, spacing=size)
+    scene = align(edges, 3)
+    assert compare(truth, scene.views).rotation < 0.2
+    for view in scene.views:
+        assert np.linalg.norm(view.camera_to_world[:3, 3]) < 1.5 * size + 0.01
 
 
 def same(one, other, tolerance=1e-4):
@@ -284,6 +328,24 @@ def test_a_camera_that_only_turns_gets_rotations_and_no_depth():
         expected = truth.poses[0, :3, :3].T @ truth.poses[v, :3, :3]
         np.testing.assert_allclose(scene.views[v].camera_to_world[:3, :3], expected, atol=1e-3)
         assert scene.views[v].registered and not scene.views[v].depth.any()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_depth_fused_by_torch_is_that_of_numpy(device):
+    torch = pytest.importorskip("torch")
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU")
+    _, edges = noisy_scene(4)
+    edges[0].prediction.points_i[3:5] = np.nan
+    edges[1].prediction.points_j[:, 7] *= 1e20
+    for e in edges:
+        if e.i == 2:
+            e.prediction.conf_i[:, 20:] = 0
+    for a, b in zip(align(edges, 4).views, align(edges, 4, device=device).views):
+        np.testing.assert_allclose(a.depth, b.depth, rtol=1e-5)
+        np.testing.assert_allclose(a.confidence, b.confidence, rtol=1e-3)
+        np.testing.assert_array_equal(a.camera_to_world, b.camera_to_world)
+        assert b.depth.dtype == b.confidence.dtype == np.float32
 
 
 def test_a_wrong_call_says_what_is_wrong():

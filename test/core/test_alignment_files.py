@@ -51,6 +51,8 @@ def test_views_are_counted_from_the_edges_when_the_file_does_not_say(tmp_path, g
         ("conf_j", np.zeros((6, 24)), "conf_j must be numbers in 3 dimensions"),
         ("conf_j", np.full((6, 24, 32), "x"), "conf_j must be numbers"),
         ("conf_j", None, "conf_j missing"),
+        ("poses", np.zeros((3, 3, 4)), r"poses must be \(3, 4, 4\), got \(3, 3, 4\)"),
+        ("cameras", np.zeros((2,), int), r"cameras must be \(3,\), got \(2,\)"),
         ("conf_j", np.full((6, 24, 32), None), "not a readable"),
     ],
 )

@@ -1,8 +1,12 @@
 """The parts of alignment: Jacobians, elimination of depth, closed-form starts, focals, depth fusion."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from alignment_scenes import make_truth, predict, predict_all, window_pairs
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from dust3r_ros.alignment.depth import OwnMap, SeenMap, fuse_depth
@@ -12,28 +16,32 @@ from dust3r_ros.alignment.linearise import linearise_view, own_errors, seen_erro
 from dust3r_ros.alignment.model import Noise, Problem, State, make_lens
 from dust3r_ros.alignment.observations import collect_sightings, grid_pixels, pixel_positions, sample_edge
 from dust3r_ros.alignment.solve import apply_step, number_columns, view_columns
-from dust3r_ros.data import Intrinsics
+from dust3r_ros.data import Intrinsics, PairState
 from dust3r_ros.geometry import backproject, invert_pose, pixel_rays, transform_points
 
 NOISE = Noise(0.03, 0.01)
 QUADRATIC = 1e6  # a cutoff that makes the kernel quadratic
 
 
-def small_problem(known=False):
-    """Three views, all pairs, at a state away from the optimum."""
-    rng = np.random.default_rng(5)
+def small_problem(known=False, seed=5, turned=(), far=1.0):
+    """Three views, all pairs, at a state away from the optimum; the ``turned`` pairs only know directions."""
+    rng = np.random.default_rng(seed)
     truth = make_truth(3, size=(12, 16), focal=15.0)
     pixels = grid_pixels((12, 16), 8)
-    edges = [sample_edge(e, pixels, pixels, 0.0) for e in predict_all(truth, window_pairs(3, 2), noise=0.02)]
+    predicted = [
+        replace(e, prediction=replace(e.prediction, state=PairState.ROTATION_ONLY)) if (e.i, e.j) in turned else e
+        for e in predict_all(truth, window_pairs(3, 2), noise=0.02)
+    ]
+    edges = [sample_edge(e, pixels, pixels, 0.0) for e in predicted]
     lens = make_lens(pixel_positions((12, 16), pixels), (12, 16), truth.intrinsics[0] if known else None, 0)
     problem = Problem(
         [collect_sightings(edges, v, len(pixels), {v: v for v in range(3)}) for v in range(3)],
         [lens] * 3, len(edges), np.array([True, False, False]), np.zeros(3, dtype=bool),
     )  # fmt: skip
-    turns = Rotation.from_rotvec(rng.normal(0, 0.05, (3, 3))).as_matrix()
+    turns = Rotation.from_rotvec(rng.normal(0, 0.05 * far, (3, 3))).as_matrix()
     state = State(
         truth.poses[:, :3, :3] @ turns,
-        truth.poses[:, :3, 3] + rng.normal(0, 0.05, (3, 3)),
+        truth.poses[:, :3, 3] + rng.normal(0, 0.05 * far, (3, 3)),
         rng.normal(0, 0.3, len(edges)),
         np.log([1.1]),
         [np.log(truth.depths[v].ravel()[pixels]) + rng.normal(0, 0.02, len(pixels)) for v in range(3)],
@@ -50,7 +58,10 @@ def whitened_model(problem, state, view, reference):
         rays = problem.lenses[view].rays(at.log_focal)
         points = rays * np.exp(at.log_depth[view])
         rotation, translation = at.relative(s.seen_from, view)
-        seen = (rotation @ points + translation[:, :, None]) * np.exp(at.log_scale[s.seen_edge])[:, None, None]
+        seen = rotation @ points + (translation * s.seen_parallax[:, None])[:, :, None]
+        scale = np.where(s.seen_parallax[:, None] > 0, np.exp(at.log_scale[s.seen_edge])[:, None],
+                         1 / np.linalg.norm(seen, axis=1))  # fmt: skip
+        seen = seen * scale[:, None]
         own = points[None] * np.exp(at.log_scale[s.own_edge])[:, None, None]
         parts.append((np.concatenate([seen, own]), np.concatenate([s.seen_weight, s.own_weight])))
     (model, weight), (base, _) = parts
@@ -59,15 +70,21 @@ def whitened_model(problem, state, view, reference):
     relative = model / distance
     along = (relative * direction).sum(axis=1, keepdims=True) * direction
     root = np.sqrt(weight)[:, None]
-    return root * (along / NOISE.radial + (relative - along) / NOISE.lateral)
+    has_depth = np.concatenate([s.seen_parallax, np.ones(len(s.own_edge))])[:, None, None]
+    return root * (has_depth * along / NOISE.radial + (relative - along) / NOISE.lateral)
 
 
-@pytest.mark.parametrize("view", [0, 1, 2])
-def test_the_normal_equations_are_those_of_numerical_derivatives(view):
-    problem, state = small_problem()
+@settings(max_examples=20, deadline=None)
+@given(
+    view=st.integers(0, 2), seed=st.integers(0, 10_000), far=st.floats(0, 30),
+    turned=st.sampled_from([(), ((0, 1),), ((1, 2), (2, 1))]),
+)  # fmt: skip
+def test_the_normal_equations_are_those_of_numerical_derivatives(view, seed, far, turned):
+    problem, state = small_problem(seed=seed, far=far, turned=turned)
     columns = number_columns(problem, state)
     system = linearise_view(problem.sightings[view], problem.lenses[view], state, view, NOISE, QUADRATIC, False)
-    mapping, at = view_columns(problem, state, columns, view)
+    local = [view_columns(problem, state, columns, v) for v in range(3)]
+    mapping, at = local[view]
     normal = np.zeros((columns.size, columns.size))
     normal[np.ix_(at, at)] += mapping.T @ system.normal @ mapping
     no_change = [linearise_view(s, lens, state, v, NOISE, QUADRATIC, False)
@@ -77,7 +94,7 @@ def test_the_normal_equations_are_those_of_numerical_derivatives(view):
     for k in range(columns.size):
         delta = np.zeros(columns.size)
         delta[k] = step
-        high, low = (apply_step(problem, state, columns, no_change, sign * delta) for sign in (1, -1))
+        high, low = (apply_step(problem, state, columns, no_change, local, sign * delta) for sign in (1, -1))
         difference = whitened_model(problem, high, view, state) - whitened_model(problem, low, view, state)
         numeric.append(difference.ravel() / (2 * step))
     jacobian = np.array(numeric)
@@ -88,7 +105,9 @@ def test_the_normal_equations_are_those_of_numerical_derivatives(view):
     predicted = np.concatenate([s.seen * np.exp(-state.log_scale[s.seen_edge])[:, None, None],
                                 s.own * np.exp(-state.log_scale[s.own_edge])[:, None, None]])  # fmt: skip
     model = whitened_model(problem, state, view, state)
-    observed = whiten_like(problem, state, view, predicted)
+    bearing = predicted / np.linalg.norm(predicted, axis=1, keepdims=True)
+    only_turned = np.concatenate([s.seen_parallax == 0, np.zeros(len(s.own_edge), dtype=bool)])
+    observed = whiten_like(problem, state, view, np.where(only_turned[:, None, None], bearing, predicted))
     np.testing.assert_allclose(
         -gradient, jacobian @ (observed - model).ravel(), rtol=1e-4, atol=1e-4 * abs(gradient).max()
     )
@@ -99,12 +118,14 @@ def whiten_like(problem, state, view, predicted):
     s, rays = problem.sightings[view], problem.lenses[view].rays(state.log_focal)
     points = rays * np.exp(state.log_depth[view])
     rotation, translation = state.relative(s.seen_from, view)
-    base = np.concatenate([rotation @ points + translation[:, :, None], np.repeat(points[None], len(s.own_edge), 0)])
+    seen = rotation @ points + (translation * s.seen_parallax[:, None])[:, :, None]
+    base = np.concatenate([seen, np.repeat(points[None], len(s.own_edge), 0)])
+    has_depth = np.concatenate([s.seen_parallax, np.ones(len(s.own_edge))])[:, None, None]
     distance = np.linalg.norm(base, axis=1, keepdims=True)
-    direction, relative = base / distance, predicted / distance
+    direction, relative = base / distance, predicted / np.where(has_depth > 0, distance, 1)
     along = (relative * direction).sum(axis=1, keepdims=True) * direction
     root = np.sqrt(np.concatenate([s.seen_weight, s.own_weight]))[:, None]
-    return root * (along / NOISE.radial + (relative - along) / NOISE.lateral)
+    return root * (has_depth * along / NOISE.radial + (relative - along) / NOISE.lateral)
 
 
 def test_eliminating_depth_gives_the_step_of_the_full_system():

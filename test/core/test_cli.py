@@ -158,6 +158,32 @@ def test_align_reads_predictions_and_writes_the_scene(tmp_path):
         np.testing.assert_allclose(scene["focal"], FOCAL_PX, rtol=0.01)
 
 
+def test_align_honours_what_is_known(tmp_path, capsys):
+    poses = path(3)
+    pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
+    made = OraclePredictor(poses).predict(pairs)
+    arrays = {name: np.stack([getattr(p, name) for p in made]) for name in ("points_i", "conf_i", "points_j", "conf_j")}
+    np.savez(tmp_path / "in.npz", edges=np.array(pairs), **arrays, poses=np.array(poses), cameras=np.array([4, 4, 7]))
+    files = [str(tmp_path / "in.npz"), "--out", str(tmp_path / "scene.npz")]
+    assert main(["align", *files, "--keep-poses", "0", "2", "--focal", str(FOCAL_PX)]) == 0
+    with np.load(tmp_path / "scene.npz") as scene:
+        np.testing.assert_array_equal(scene["poses"][[0, 2]], np.array(poses)[[0, 2]])
+        np.testing.assert_allclose(scene["poses"][1], poses[1], atol=1e-2)
+        np.testing.assert_allclose(scene["focal"], FOCAL_PX)
+        assert scene["covariance"].shape == (3, 6, 6) and not len(scene["wrong_edges"])
+    assert main(["align", *files, "--keep-poses", "--principal-point", str(WIDTH / 2), str(HEIGHT / 2)]) == 0
+    with np.load(tmp_path / "scene.npz") as scene:
+        np.testing.assert_array_equal(scene["poses"], poses)
+        assert scene["focal"][0] == scene["focal"][1] != scene["focal"][2]
+    capsys.readouterr()
+    assert "keep-poses expects views 0 to 2, got [3]" in refused(capsys, "align", *files, "--keep-poses", "3")
+    assert "--focal expects a positive number" in refused(capsys, "align", *files, "--focal", "nan")
+    np.savez(tmp_path / "in.npz", edges=np.array(pairs), **arrays, poses=np.zeros((3, 4, 4)))
+    assert "pose of view 0 must be a rigid transform" in refused(capsys, "align", *files, "--keep-poses")
+    np.savez(tmp_path / "in.npz", edges=np.array(pairs), **arrays)
+    assert "expects poses (N, 4, 4) in the file, got none" in refused(capsys, "align", *files, "--keep-poses")
+
+
 MISTAKES = {
     "no command": ([], "dust3r-ros: the following arguments are required: COMMAND"),
     "unknown command": (["fly"], "invalid choice: 'fly'"),
