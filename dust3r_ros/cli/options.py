@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dust3r_ros.config import NodeConfig, Option, ReconstructorConfig, Value, make_config, options_of
+from dust3r_ros.config import CleanConfig, NodeConfig, Option, ReconstructorConfig, Value, make_config, options_of
 from dust3r_ros.errors import ConfigError, ExportError
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -47,6 +47,23 @@ def add_options(parser: argparse.ArgumentParser, config_class: type) -> None:
     """An option for every one of a config class."""
     for option in options_of(config_class).values():
         _add(parser, option)
+
+
+def add_results_options(parser: argparse.ArgumentParser) -> None:
+    """``--export``, and an option for every step of the clean-up."""
+    parser.add_argument(
+        "--export", default="", metavar="NAMES",
+        help="more files in DIR: all, or names with commas between: glb (cloud, cameras), pcd, kitti (poses), colmap "
+        "(model, images), nerfstudio (transforms.json, images), depth (images with depth), mesh",
+    )  # fmt: skip
+    group = parser.add_argument_group("clean-up of the result")
+    for option in options_of(CleanConfig).values():
+        _add(group, option)
+
+
+def clean_config(arguments: argparse.Namespace) -> CleanConfig:
+    """The clean-up that a command line with ``add_results_options`` asks for."""
+    return make_config(CleanConfig, given_options(arguments, CleanConfig))
 
 
 def given_options(arguments: argparse.Namespace, config_class: type) -> dict[str, Value]:
@@ -108,8 +125,9 @@ def output_folder(path: Path) -> Path:
 def _add(group: argparse._ActionsContainer, option: Option) -> None:
     choices = {"choices": option.choices} if option.choices else {"metavar": option.name.upper()}
     shown = f"{option.description} (default {option.default})".replace("%", "%%")
-    settings: dict[str, Any] = {"help": shown, "default": None, **choices}
-    group.add_argument(f"--{option.name.replace('_', '-')}", dest=option.name, type=option.type, **settings)
+    settings: dict[str, Any] = {"help": shown, "default": None, "dest": option.name}
+    settings |= {"action": argparse.BooleanOptionalAction} if option.type is bool else {"type": option.type, **choices}
+    group.add_argument(f"--{option.name.replace('_', '-')}", **settings)
 
 
 def _parse_bool(text: str) -> bool:

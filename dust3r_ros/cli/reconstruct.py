@@ -9,8 +9,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dust3r_ros.cli.conclude import Finished, conclude
 from dust3r_ros.cli.evaluate import add_graph
-from dust3r_ros.cli.options import add_pipeline_options, config_of, output_folder, with_given_intrinsics
+from dust3r_ros.cli.options import (
+    add_pipeline_options,
+    add_results_options,
+    clean_config,
+    config_of,
+    output_folder,
+    with_given_intrinsics,
+)
 from dust3r_ros.cli.progress import progress_bars
 from dust3r_ros.errors import ImageError
 
@@ -32,8 +40,9 @@ def register(commands: Any) -> None:
     )
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="a folder, image files, or one video")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="trajectory.tum, cloud.ply and cameras.json go here"
-    )
+        "--out", type=Path, required=True, metavar="DIR",
+        help="trajectory.tum, cloud.ply, cameras.json and report.html go here",
+    )  # fmt: skip
     parser.add_argument(
         "--mode", choices=("batch", "incremental"),
         help="all images at once, or keyframe by keyframe (default: batch for images, incremental for a video)",
@@ -45,17 +54,19 @@ def register(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--picture", action="store_true", help="draw the result as report.png")
     add_graph(parser)
+    add_results_options(parser)
     add_pipeline_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Reconstruct and write."""
-    from dust3r_ros.evaluation.report import Summary, summary_rows, text_table
-    from dust3r_ros.evaluation.results import write_results
-    from dust3r_ros.evaluation.run import draw_result
+    """Reconstruct, clean and write."""
+    from dust3r_ros.evaluation.exports import clean, parse_exports
+    from dust3r_ros.evaluation.report import Summary, summary_rows
 
     config = config_of(arguments)
+    cleaning = clean_config(arguments)
+    exports = parse_exports(arguments.export)
     if arguments.every < 1:
         raise ImageError(f"--every must be at least 1, got {arguments.every}")
     if arguments.camera is not None:
@@ -66,10 +77,10 @@ def run(arguments: argparse.Namespace) -> int:
     out = output_folder(arguments.out)
     with progress_bars() as bars:
         result = _reconstruct(paths, arguments, config, out, bars)
-    write_results(result, out)
-    if arguments.picture:
-        draw_result(result, out / "report.png", title=str(arguments.images[0]))
-    print(text_table([*summary_rows(Summary.of(result)), ("written", str(out))]))
+        cleaned = clean(result, config.map, cleaning)
+        rows = summary_rows(Summary.of(cleaned.result))
+        finished = Finished(cleaned, rows, config, str(arguments.images[0]))
+        conclude(finished, out, exports, _sources(paths, arguments, out), bars, picture=arguments.picture)
     return 0
 
 
@@ -103,25 +114,30 @@ def _reconstruct(
     paths: Sequence[Path], arguments: argparse.Namespace, config: ReconstructorConfig, out: Path, progress: Progress
 ) -> Reconstruction:
     from dust3r_ros.evaluation.results import run_batch, run_incremental
-    from dust3r_ros.images import VIDEO_SUFFIXES
     from dust3r_ros.pairing import SceneGraph
     from dust3r_ros.pipeline import load_predictor
 
     predictor = load_predictor(config)
-    is_video = paths[0].suffix.lower() in VIDEO_SUFFIXES
-    mode = arguments.mode or ("incremental" if is_video else "batch")
-    chosen = paths[:: arguments.every]
-    if is_video:
-        sources = _video_sources(paths[0], arguments)
-        if mode == "incremental":
-            return run_incremental(sources, config, predictor, progress)
-        listed = list(sources)
-    else:
-        listed = [_image_source(path, number, arguments, out) for number, path in enumerate(chosen)]
-        if mode == "incremental":
-            return run_incremental(listed, config, predictor, progress, len(listed))
+    mode = arguments.mode or ("incremental" if _is_video(paths) else "batch")
+    sources = _sources(paths, arguments, out)
+    if mode == "incremental":
+        return run_incremental(sources, config, predictor, progress, 0 if _is_video(paths) else len(paths))
     graph = SceneGraph(arguments.graph) if arguments.graph else None
-    return run_batch(listed, config, predictor, graph, progress)
+    return run_batch(list(sources), config, predictor, graph, progress)
+
+
+def _is_video(paths: Sequence[Path]) -> bool:
+    from dust3r_ros.images import VIDEO_SUFFIXES
+
+    return paths[0].suffix.lower() in VIDEO_SUFFIXES
+
+
+def _sources(paths: Sequence[Path], arguments: argparse.Namespace, out: Path) -> Iterator[SourceImage]:
+    """The images in order; each call begins anew."""
+    if _is_video(paths):
+        return _video_sources(paths[0], arguments)
+    chosen = paths[:: arguments.every]
+    return (_image_source(path, number, arguments, out) for number, path in enumerate(chosen))
 
 
 def _image_source(path: Path, number: int, arguments: argparse.Namespace, out: Path) -> SourceImage:

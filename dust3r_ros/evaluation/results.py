@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dust3r_ros.config import ReconstructorConfig
-from dust3r_ros.data import FloatArray, Intrinsics, PreparedImage, ViewEstimate
+from dust3r_ros.data import FloatArray, PosedView, PreparedImage, ViewEstimate
 from dust3r_ros.errors import AlignmentError
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.export import CameraRecord, write_cameras_json, write_cloud, write_tum
@@ -27,24 +28,12 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class PosedView:
-    """One image with a pose. ``number`` counts the given images; ``intrinsics`` are for the original image."""
-
-    number: int
-    name: str
-    stamp_ns: int
-    camera_to_world: FloatArray
-    intrinsics: Intrinsics
-    estimate: ViewEstimate
-    image: PreparedImage
-
-
-@dataclass(frozen=True, eq=False)
 class Reconstruction:
     """What came of some images.
 
     ``views`` are those with a pose, in order; of ``images`` given, ``tried`` were to get one (in an incremental run
-    the keyframes); ``seconds`` is the wall time with reading the images and without loading the model.
+    the keyframes); ``seconds`` is the wall time with reading the images and without loading the model, and
+    ``stage_seconds`` how it divides.
     """
 
     views: tuple[PosedView, ...]
@@ -54,6 +43,7 @@ class Reconstruction:
     seconds: float
     info: PredictorInfo
     metric: bool = False
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def focal_px(self) -> float | None:
@@ -67,6 +57,24 @@ class Reconstruction:
     def poses(self) -> FloatArray:
         """Camera to world of every view, (N, 4, 4)."""
         return np.stack([view.camera_to_world for view in self.views]) if self.views else np.empty((0, 4, 4))
+
+
+class StageClock:
+    """Passes progress on, and keeps how long each stage took."""
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self._progress = progress
+        self._stage = ""
+        self._since = time.perf_counter()
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def __call__(self, stage: str, done: int, whole: int) -> None:
+        now = time.perf_counter()
+        if self._stage:
+            self.seconds[self._stage] += now - self._since
+        self._stage, self._since = stage, now
+        if self._progress is not None:
+            self._progress(stage, done, whole)
 
 
 def choose_pairs(views: int, config: ReconstructorConfig, graph: SceneGraph | None = None) -> list[tuple[int, int]]:
@@ -86,7 +94,9 @@ def run_batch(
     """Every image a view; all pairs of the scene graph; one global alignment."""
     start = time.perf_counter()
     pairs = choose_pairs(len(sources), config, graph)
-    result = reconstruct(sources, config, predictor, pairs, progress)
+    clock = StageClock(progress)
+    result = reconstruct(sources, config, predictor, pairs, clock)
+    clock("fuse", 0, 1)
     fused = FusedMap(config.map)
     views = []
     for number, (source, view, image) in enumerate(zip(sources, result.scene.views, result.images, strict=True)):
@@ -95,14 +105,17 @@ def run_batch(
         fused.add(number, view, image.pixels)
         original = image.transform.to_original(view.intrinsics)
         views.append(PosedView(number, source.name, source.stamp_ns, view.camera_to_world, original, view, image))
+    cloud = fused.cloud()
+    clock("fuse", 1, 1)
     return Reconstruction(
         views=tuple(views),
-        cloud=fused.cloud(),
+        cloud=cloud,
         images=len(sources),
         tried=len(sources),
         seconds=time.perf_counter() - start,
         info=predictor.info,
         metric=result.scene.metric,
+        stage_seconds=dict(clock.seconds),
     )
 
 
@@ -120,6 +133,7 @@ class IncrementalRun:
         self._stride = 1
         self._images = 0
         self._tried = 0
+        self._stages: dict[str, float] = defaultdict(float)
         self._start = time.perf_counter()
 
     def add(self, source: SourceImage) -> bool:
@@ -129,6 +143,8 @@ class IncrementalRun:
         if update is None:
             return False
         self._tried += 1
+        for name, milliseconds in asdict(update.times).items():
+            self._stages[name.removesuffix("_ms")] += milliseconds / 1000
         key, view, image = update.keyframe.index, update.view, update.keyframe.image
         self._views[key] = PosedView(
             number, source.name, source.stamp_ns, view.camera_to_world, update.intrinsics, view, image
@@ -141,6 +157,7 @@ class IncrementalRun:
 
     def result(self) -> Reconstruction:
         """What there is so far, with the newest pose of every keyframe that has one."""
+        seconds = time.perf_counter() - self._start
         poses = ((view, self._reconstructor.pose(index)) for index, view in sorted(self._views.items()))
         views = [replace(view, camera_to_world=pose) for view, pose in poses if pose is not None]
         return Reconstruction(
@@ -148,8 +165,9 @@ class IncrementalRun:
             cloud=self._reconstructor.map.cloud(),
             images=self._images,
             tried=self._tried,
-            seconds=time.perf_counter() - self._start,
+            seconds=seconds,
             info=self._reconstructor.info,
+            stage_seconds={**self._stages, "read and select": max(seconds - sum(self._stages.values()), 0.0)},
         )
 
     def _thin(self) -> None:

@@ -70,7 +70,7 @@ def trajectory(folder: Path) -> np.ndarray:
 def test_reconstruct_writes_the_scene_in_natural_order(images, tmp_path, capsys, mode):
     out = tmp_path / "deep" / "out"
     assert main(["reconstruct", str(images), "--out", str(out), "--mode", mode, *EVERY]) == 0
-    assert {file.name for file in out.iterdir()} == {"trajectory.tum", "cloud.ply", "cameras.json"}
+    assert {file.name for file in out.iterdir()} == {"trajectory.tum", "cloud.ply", "cameras.json", "report.html"}
     found = trajectory(out)
     np.testing.assert_array_equal(found[:, 0], np.arange(VIEWS))
     true = path(VIEWS)[:, :3, 3] - path(VIEWS)[0, :3, 3]
@@ -94,6 +94,37 @@ def test_reconstruct_takes_a_given_camera_and_draws(images, tmp_path, predictor)
     np.testing.assert_allclose(k, [[FOCAL_PX, 0, WIDTH / 2 - 0.5], [0, FOCAL_PX, HEIGHT / 2 - 0.5], [0, 0, 1]])
 
 
+EXPORTED = ("scene.glb", "cloud.pcd", "trajectory.kitti", "sparse/0/points3D.bin", "transforms.json", "mesh.ply")
+
+
+@pytest.mark.parametrize("mode", ["batch", "incremental"])
+def test_reconstruct_exports_what_is_asked_for(images, tmp_path, mode, capsys):
+    pytest.importorskip("pycolmap")
+    pytest.importorskip("trimesh")
+    try:
+        import open3d  # noqa: F401
+    except ImportError as error:
+        pytest.skip(f"Open3D cannot be loaded: {error}")
+    out = tmp_path / "out"
+    arguments = ["reconstruct", str(images), "--out", str(out), "--mode", mode, "--export", "all", "--outliers", "3"]
+    assert main([*arguments, *EVERY]) == 0
+    for name in (*EXPORTED, "images/view8.jpg", "images/view12.jpg", "depth/cameras.json", "depth/view10.npy"):
+        assert (out / name).is_file(), name
+    assert main([*arguments, *EVERY]) == 0  # again, into a folder that exists
+
+
+def test_an_export_that_fails_is_said_after_all_else_was_written(images, tmp_path, capsys):
+    out = tmp_path / "out"
+    (out / "scene.glb").mkdir(parents=True)
+    assert main(["reconstruct", str(images), "--out", str(out), "--export", "glb,kitti"]) == 2
+    said = capsys.readouterr()
+    assert "written" in said.out
+    assert len(said.err.strip().splitlines()) == 1
+    assert "scene.glb: is a folder" in said.err
+    assert (out / "trajectory.kitti").is_file()
+    assert (out / "report.html").is_file()
+
+
 def test_reconstruct_a_video(tmp_path):
     video = tmp_path / "walk.avi"
     writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"FFV1"), 10, (WIDTH, HEIGHT))
@@ -102,7 +133,10 @@ def test_reconstruct_a_video(tmp_path):
     for number, pose in enumerate(path(VIEWS)):
         writer.write(image_of(number, pose)[..., ::-1])
     writer.release()
-    assert main(["reconstruct", str(video), "--out", str(tmp_path / "out"), *EVERY]) == 0
+    assert main(["reconstruct", str(video), "--out", str(tmp_path / "out"), "--export", "nerfstudio", *EVERY]) == 0
+    assert sorted(file.name for file in (tmp_path / "out" / "images").iterdir()) == [
+        f"walk_{k:06d}.jpg" for k in range(VIEWS)
+    ]
     np.testing.assert_allclose(trajectory(tmp_path / "out")[:, 0], [0, 0.1, 0.2, 0.3, 0.4], atol=1e-3)
 
 
@@ -126,7 +160,10 @@ def oracle_bag(folder: Path, monkeypatch) -> Path:
 
 def test_replay_reconstructs_every_frame_and_keeps_its_stamps(tmp_path, monkeypatch, capsys):
     bag = oracle_bag(tmp_path, monkeypatch)
-    assert main(["replay", str(bag), "--out", str(tmp_path / "out"), "--picture", *EVERY]) == 0
+    arguments = ["replay", str(bag), "--out", str(tmp_path / "out"), "--picture", "--export", "nerfstudio,depth"]
+    assert main([*arguments, *EVERY]) == 0
+    assert len(list((tmp_path / "out" / "images").iterdir())) == VIEWS
+    assert "Blue: the true path" in (tmp_path / "out" / "report.html").read_text()
     stamps = [line.split()[0] for line in (tmp_path / "out" / "trajectory.tum").read_text().splitlines()[1:]]
     assert stamps == [f"1700000000.{k}00000000" for k in range(VIEWS)]
     said = capsys.readouterr().out
@@ -167,6 +204,12 @@ MISTAKES = {
     "one image": (["reconstruct", "{tmp}/one.png", "--out", "{tmp}/o"], "needs at least 2 images, got 1"),
     "two videos": (["reconstruct", "{tmp}/a.mp4", "{tmp}/b.mp4", "--out", "{tmp}/o"], "a video must be given alone"),
     "damaged image": (["reconstruct", "{tmp}/one.png", "{tmp}/bad.png", "--out", "{tmp}/o"], "bad.png: "),
+    "unknown export": (
+        ["reconstruct", "{tmp}/images", "--out", "{tmp}/o", "--export", "obj"], "--export must be all or names of glb"
+    ),
+    "clean-up out of range": (
+        ["reconstruct", "{tmp}/images", "--out", "{tmp}/o", "--consistency", "2"], "consistency must be from 0 to 1"
+    ),
     "every 0": (["reconstruct", "{tmp}/images", "--out", "{tmp}/o", "--every", "0"], "--every must be at least 1"),
     "given without camera": (
         ["reconstruct", "{tmp}/images", "--out", "{tmp}/o", "--intrinsics", "given"], "needs --camera FX FY CX CY"
