@@ -26,6 +26,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         _add(group, options_of(ReconstructorConfig)[name])
 
 
+def model_config(arguments: argparse.Namespace) -> ReconstructorConfig:
+    """The configuration of a command that has the model's options alone."""
+    names = options_of(ReconstructorConfig)
+    values = {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
+    return make_config(ReconstructorConfig, values)
+
+
 def add_pipeline_options(parser: argparse.ArgumentParser, *, without: tuple[str, ...] = ()) -> None:
     """An option for every top-level one of the pipeline, ``--set`` for any other, and ``--params``."""
     add_model_options(parser)

@@ -48,15 +48,32 @@ def register(commands: Any) -> None:
         help="all images at once, or keyframe by keyframe (default: batch for images, incremental for a video)",
     )  # fmt: skip
     parser.add_argument("--every", type=int, default=1, metavar="N", help="take every N-th image (default 1)")
-    parser.add_argument(
-        "--camera", type=float, nargs=4, metavar=("FX", "FY", "CX", "CY"),
-        help="the images' pinhole, pixels, pixel centres at integers as in CameraInfo; implies --intrinsics given",
-    )  # fmt: skip
+    add_camera(parser)
     parser.add_argument("--picture", action="store_true", help="draw the result as report.png")
     add_graph(parser)
     add_results_options(parser)
     add_pipeline_options(parser)
     parser.set_defaults(run=run)
+
+
+def add_camera(parser: argparse.ArgumentParser) -> None:
+    """``--camera``."""
+    parser.add_argument(
+        "--camera", type=float, nargs=4, metavar=("FX", "FY", "CX", "CY"),
+        help="the images' pinhole, pixels, pixel centres at integers as in CameraInfo, used as it is",
+    )  # fmt: skip
+
+
+def camera_of(arguments: argparse.Namespace, height: int, width: int) -> Intrinsics | None:
+    """The pinhole that ``--camera`` gives for images of a size; None where it is not given."""
+    from dust3r_ros.data import Intrinsics
+
+    if arguments.camera is None:
+        return None
+    fx, fy, cx, cy = arguments.camera
+    if not (fx > 0 and fy > 0):
+        raise ImageError(f"--camera must have positive focal lengths, got {fx:g} and {fy:g}")
+    return Intrinsics(fx, fy, cx + 0.5, cy + 0.5, width, height)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -87,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
 def find_images(given: Sequence[Path]) -> list[Path]:
     """The image files named, with folders replaced by what is in them, in natural order; or the one video.
 
-    Raises ImageError when there are no images, or fewer than two.
+    Raises ImageError when there are no images.
     """
     from dust3r_ros.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
@@ -105,8 +122,6 @@ def find_images(given: Sequence[Path]) -> list[Path]:
     videos = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]
     if videos and len(found) > 1:
         raise ImageError(f"{videos[0]}: a video must be given alone, got {len(found)} files")
-    if not videos and len(found) < 2:
-        raise ImageError(f"a reconstruction needs at least 2 images, got {len(found)}")
     return found
 
 
@@ -146,8 +161,7 @@ def _image_source(path: Path, number: int, arguments: argparse.Namespace, out: P
 
     known = None
     if arguments.camera is not None:
-        height, width = load_image(path).shape[:2]
-        known = _intrinsics(arguments, height, width)
+        known = camera_of(arguments, *load_image(path).shape[:2])
     name = os.path.relpath(path, out)
     return SourceImage(name, lambda: load_image(path), intrinsics=known, stamp_ns=number * _IMAGE_PERIOD_NS)
 
@@ -160,18 +174,9 @@ def _video_sources(path: Path, arguments: argparse.Namespace) -> Iterator[Source
         return lambda: image
 
     for frame in video_frames(path, every=arguments.every):
-        known = _intrinsics(arguments, *frame.image.shape[:2]) if arguments.camera is not None else None
+        known = camera_of(arguments, *frame.image.shape[:2])
         name = f"{path.name}#{frame.index}"
         yield SourceImage(name, held(frame.image), intrinsics=known, stamp_ns=frame.stamp_ns)
-
-
-def _intrinsics(arguments: argparse.Namespace, height: int, width: int) -> Intrinsics:
-    from dust3r_ros.data import Intrinsics
-
-    fx, fy, cx, cy = arguments.camera
-    if not (fx > 0 and fy > 0):
-        raise ImageError(f"--camera must have positive focal lengths, got {fx:g} and {fy:g}")
-    return Intrinsics(fx, fy, cx + 0.5, cy + 0.5, width, height)
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:

@@ -79,14 +79,14 @@ def _strip_entry(view: PosedView) -> str:
     inverse = np.divide(1.0, view.estimate.depth, out=np.zeros_like(view.estimate.depth), where=known)
     pictures = (
         ("image", view.image.pixels),
-        ("depth", _coloured(inverse, known, cv2.COLORMAP_TURBO)),
-        ("confidence", _coloured(np.log(np.where(known, view.estimate.confidence, 1.0)), known, cv2.COLORMAP_VIRIDIS)),
+        ("depth", coloured(inverse, known)),
+        ("confidence", coloured(np.log(np.where(known, view.estimate.confidence, 1.0)), known, cv2.COLORMAP_VIRIDIS)),
     )
     images = "".join(f'<img alt="{name}" src="{_jpeg(pixels)}">' for name, pixels in pictures)
     return f"<figure>{images}<figcaption>{html.escape(Path(view.name).name)}</figcaption></figure>"
 
 
-def _coloured(values: FloatArray, known: NDArray[np.bool_], colours: int) -> ByteImage:
+def coloured(values: FloatArray, known: NDArray[np.bool_], colours: int = cv2.COLORMAP_TURBO) -> ByteImage:
     """Values (H, W) in colours, (H, W, 3) RGB, from their 2nd to their 98th percentile; black where not known."""
     low, high = np.quantile(values[known], [0.02, 0.98])
     shares = np.clip((values - low) / max(float(high - low), 1e-9), 0, 1)

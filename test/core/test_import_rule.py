@@ -16,6 +16,7 @@ LEVELS = [
     {"images", "network", "geometric", "pairing", "keyframes", "alignment", "mapping"},
     {"pipeline"},
     {"evaluation", "training", "viewer"},
+    {"tasks"},
     {"ros"},
     {"cli"},
     {"__main__"},
