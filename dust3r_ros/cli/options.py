@@ -57,7 +57,8 @@ def add_options(parser: argparse.ArgumentParser, config_class: type) -> None:
 
 
 def add_results_options(parser: argparse.ArgumentParser) -> None:
-    """``--export``, and an option for every step of the clean-up."""
+    """``--overwrite``, ``--export``, and an option for every step of the clean-up."""
+    parser.add_argument("--overwrite", action="store_true", help="replace the results that are in DIR already")
     parser.add_argument(
         "--export", default="", metavar="NAMES",
         help="more files in DIR: all, or names with commas between: glb (cloud, cameras), pcd, kitti (poses), colmap "
@@ -127,6 +128,14 @@ def output_folder(path: Path) -> Path:
     except OSError as error:
         raise ExportError(f"cannot write to {path}: {error.strerror or error}") from error
     return path
+
+
+def results_folder(arguments: argparse.Namespace) -> Path:
+    """``--out``, made when it is missing. Raises ExportError when it holds cameras already: results, or a pack."""
+    folder: Path = arguments.out
+    if (folder / "cameras.json").exists() and not arguments.overwrite:
+        raise ExportError(f"{folder} holds results already: choose another folder, or give --overwrite")
+    return output_folder(folder)
 
 
 def _add(group: argparse._ActionsContainer, option: Option) -> None:

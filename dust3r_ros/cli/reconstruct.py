@@ -16,7 +16,7 @@ from dust3r_ros.cli.options import (
     add_results_options,
     clean_config,
     config_of,
-    output_folder,
+    results_folder,
     with_given_intrinsics,
 )
 from dust3r_ros.cli.progress import progress_bars
@@ -51,6 +51,9 @@ def register(commands: Any) -> None:
     add_camera(parser)
     parser.add_argument("--picture", action="store_true", help="draw the result as report.png")
     add_graph(parser)
+    parser.add_argument(
+        "--reference", type=int, default=0, metavar="N", help="the image of --graph one-reference, from 0 (default 0)"
+    )
     add_results_options(parser)
     add_pipeline_options(parser)
     parser.set_defaults(run=run)
@@ -91,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif config.intrinsics == "given":
         raise ImageError("--intrinsics given needs --camera FX FY CX CY: images do not tell their intrinsics")
     paths = find_images(arguments.images)
-    out = output_folder(arguments.out)
+    out = results_folder(arguments)
     with progress_bars() as bars:
         result = _reconstruct(paths, arguments, config, out, bars)
         cleaned = clean(result, config.map, cleaning)
@@ -138,7 +141,12 @@ def _reconstruct(
     if mode == "incremental":
         return run_incremental(sources, config, predictor, progress, 0 if _is_video(paths) else len(paths))
     graph = SceneGraph(arguments.graph) if arguments.graph else None
-    return run_batch(list(sources), config, predictor, graph, progress)
+    listed = list(sources)
+    if not 0 <= arguments.reference < len(listed):
+        raise ImageError(
+            f"--reference must be an image's number from 0 to {len(listed) - 1}, got {arguments.reference}"
+        )
+    return run_batch(listed, config, predictor, graph, progress, arguments.reference)
 
 
 def _is_video(paths: Sequence[Path]) -> bool:

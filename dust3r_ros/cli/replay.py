@@ -12,7 +12,7 @@ from dust3r_ros.cli.options import (
     add_results_options,
     clean_config,
     config_of,
-    output_folder,
+    results_folder,
 )
 from dust3r_ros.cli.progress import progress_bars
 from dust3r_ros.errors import RecordingError
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         topic = recording.choose_image_topic(arguments.topic)
         if config.intrinsics == "given":
             _require_intrinsics(recording, topic.name)
-        out = output_folder(arguments.out)
+        out = results_folder(arguments)
         needs_all = bool(exports) or clean_config(arguments) != CleanConfig()
         reconstructor = Reconstructor(config, load_predictor(config))
         replayed = IncrementalRun(reconstructor, keep=None if needs_all else _KEPT_VIEWS)

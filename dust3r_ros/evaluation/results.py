@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,17 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from dust3r_ros.batch import reconstruct
 from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.data import FloatArray, PosedView, PreparedImage, ViewEstimate
-from dust3r_ros.errors import AlignmentError
+from dust3r_ros.errors import AlignmentError, Dust3rError, ImageError, RecordingError
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.export import CameraRecord, write_cameras_json, write_cloud, write_tum
 from dust3r_ros.mapping.fuse import FusedMap
 from dust3r_ros.pairing import SceneGraph, make_pairs
-from dust3r_ros.pipeline import Reconstructor, SourceImage, reconstruct
+from dust3r_ros.pipeline import Reconstructor, SourceImage
 from dust3r_ros.predictor import PairPredictor, PredictorInfo
 
 COMPLETE_UP_TO = 12  # views; more are paired in a sliding window unless the user says otherwise
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the work done and the whole (0 when it is not known)."""
@@ -33,7 +37,7 @@ class Reconstruction:
 
     ``views`` are those with a pose, in order; of ``images`` given, ``tried`` were to get one (in an incremental run
     the keyframes); ``seconds`` is the wall time with reading the images and without loading the model, and
-    ``stage_seconds`` how it divides.
+    ``stage_seconds`` how it divides; ``refused`` says of every image that cannot be read why.
     """
 
     views: tuple[PosedView, ...]
@@ -44,6 +48,7 @@ class Reconstruction:
     info: PredictorInfo
     metric: bool = False
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    refused: tuple[str, ...] = ()
 
     @property
     def focal_px(self) -> float | None:
@@ -77,11 +82,16 @@ class StageClock:
             self._progress(stage, done, whole)
 
 
-def choose_pairs(views: int, config: ReconstructorConfig, graph: SceneGraph | None = None) -> list[tuple[int, int]]:
-    """The directed pairs of a batch: all for few views, else a sliding window of ``config.window``."""
+def choose_pairs(
+    views: int, config: ReconstructorConfig, graph: SceneGraph | None = None, reference: int = 0
+) -> list[tuple[int, int]]:  # fmt: skip
+    """The directed pairs of a batch: all for few views, else a sliding window of ``config.window``.
+
+    ``reference`` is the one reference of that graph.
+    """
     if graph is None:
         graph = SceneGraph.COMPLETE if views <= COMPLETE_UP_TO else SceneGraph.SLIDING_WINDOW
-    return make_pairs(views, graph, window=config.window)
+    return make_pairs(views, graph, window=config.window, reference=reference, allow_single=True)
 
 
 def run_batch(
@@ -90,18 +100,20 @@ def run_batch(
     predictor: PairPredictor[Any],
     graph: SceneGraph | None = None,
     progress: Progress | None = None,
+    reference: int = 0,
 ) -> Reconstruction:
     """Every image a view; all pairs of the scene graph; one global alignment."""
     start = time.perf_counter()
-    pairs = choose_pairs(len(sources), config, graph)
+    pairs = choose_pairs(len(sources), config, graph, reference)
     clock = StageClock(progress)
     result = reconstruct(sources, config, predictor, pairs, clock)
     clock("fuse", 0, 1)
     fused = FusedMap(config.map)
     views = []
-    for number, (source, view, image) in enumerate(zip(sources, result.scene.views, result.images, strict=True)):
+    for number, view, image in zip(result.numbers, result.scene.views, result.images, strict=True):
         if not view.registered:
             continue
+        source = sources[number]
         fused.add(number, view, image.pixels)
         original = image.transform.to_original(view.intrinsics)
         views.append(PosedView(number, source.name, source.stamp_ns, view.camera_to_world, original, view, image))
@@ -116,6 +128,7 @@ def run_batch(
         info=predictor.info,
         metric=result.scene.metric,
         stage_seconds=dict(clock.seconds),
+        refused=result.refused,
     )
 
 
@@ -133,27 +146,38 @@ class IncrementalRun:
         self._stride = 1
         self._images = 0
         self._tried = 0
+        self._refused: list[str] = []
         self._stages: dict[str, float] = defaultdict(float)
         self._start = time.perf_counter()
 
     def add(self, source: SourceImage) -> bool:
         """Offer an image; whether it became a keyframe."""
         number, self._images = self._images, self._images + 1
-        update = self._reconstructor.add(source.load(), source.stamp_ns, source.camera, source.intrinsics)
+        try:
+            image = source.load()
+        except ImageError as error:
+            self.refuse(error)
+            return False
+        update = self._reconstructor.add(image, source.stamp_ns, source.camera, source.intrinsics)
         if update is None:
             return False
         self._tried += 1
         for name, milliseconds in asdict(update.times).items():
             self._stages[name.removesuffix("_ms")] += milliseconds / 1000
-        key, view, image = update.keyframe.index, update.view, update.keyframe.image
+        key, view, prepared = update.keyframe.index, update.view, update.keyframe.image
         self._views[key] = PosedView(
-            number, source.name, source.stamp_ns, view.camera_to_world, update.intrinsics, view, image
+            number, source.name, source.stamp_ns, view.camera_to_world, update.intrinsics, view, prepared
         )
         for moved, estimate in update.moved.items():
             if moved in self._views:
                 self._views[moved] = _moved(self._views[moved], estimate)
         self._thin()
         return True
+
+    def refuse(self, error: Dust3rError) -> None:
+        """Note that something could not be read, and why."""
+        self._refused.append(str(error))
+        log.warning("left out: %s", error)
 
     def result(self) -> Reconstruction:
         """What there is so far, with the newest pose of every keyframe that has one."""
@@ -167,6 +191,7 @@ class IncrementalRun:
             tried=self._tried,
             seconds=seconds,
             info=self._reconstructor.info,
+            refused=tuple(self._refused),
             stage_seconds={**self._stages, "read and select": max(seconds - sum(self._stages.values()), 0.0)},
         )
 
@@ -190,18 +215,23 @@ def run_incremental(
     """Images through the incremental pipeline, in order. ``whole`` is their number, for ``progress``."""
     run = IncrementalRun(Reconstructor(config, predictor))
     report = progress or (lambda stage, done, whole: None)
-    for done, source in enumerate(sources):
-        report("reconstruct", done, whole)
-        run.add(source)
+    try:
+        for done, source in enumerate(sources):
+            report("reconstruct", done, whole)
+            run.add(source)
+    except RecordingError as error:  # a video that breaks off: what came before stays
+        run.refuse(error)
     report("reconstruct", whole, whole)
     return run.result()
 
 
 def write_results(result: Reconstruction, folder: Path) -> None:
-    """``trajectory.tum``, ``cloud.ply`` and ``cameras.json`` into a folder. Raises ExportError, and AlignmentError when
-    there is nothing to write.
+    """``trajectory.tum``, ``cloud.ply`` and ``cameras.json`` into a folder. Raises ExportError, and AlignmentError
+    or ImageError when there is nothing to write.
     """
     if not result.views:
+        if result.refused and result.tried == 0:
+            raise ImageError(result.refused[0])
         raise AlignmentError(f"none of the {result.images} images could be placed: there is nothing to write")
     write_tum(result.trajectory(), folder / "trajectory.tum")
     write_cloud(result.cloud, folder / "cloud.ply")

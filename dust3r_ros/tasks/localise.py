@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from dust3r_ros.batch import intrinsics_of
 from dust3r_ros.data import ByteImage, FloatArray, Intrinsics, PairPrediction, PreparedImage
 from dust3r_ros.errors import AlignmentError, RecordingError
 from dust3r_ros.evaluation.packs import Pack, PackFrame, load_pack
@@ -19,7 +20,7 @@ from dust3r_ros.geometry import backproject, transform_points
 from dust3r_ros.images import prepare
 from dust3r_ros.predictor import PairPredictor
 from dust3r_ros.tasks.matches import match_pixels
-from dust3r_ros.tasks.pose import MOST_POINTS, intrinsics_of, pose_from_points
+from dust3r_ros.tasks.pose import MOST_POINTS, pose_from_points
 
 _FEATURES, _RATIO = 1000, 0.85  # by which the nearest keyframes are found
 _LEAST_SHARE = 0.1  # of the points have to fit, or the pose is not believed

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from dust3r_ros.batch import intrinsics_of
 from dust3r_ros.data import ByteImage, PreparedImage
 from dust3r_ros.errors import AlignmentError
 from dust3r_ros.geometry import rotation_angle_deg
 from dust3r_ros.images import prepare
 from dust3r_ros.predictor import PairPredictor
 from dust3r_ros.tasks.matches import PixelMatches, match_pixels
-from dust3r_ros.tasks.pose import CameraPose, intrinsics_of, relative_pose_pnp, relative_pose_procrustes
+from dust3r_ros.tasks.pose import CameraPose, relative_pose_pnp, relative_pose_procrustes
 
 
 @dataclass(frozen=True, eq=False)

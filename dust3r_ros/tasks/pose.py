@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dust3r_ros.alignment.initialise import robust_similarity
-from dust3r_ros.alignment.intrinsics import view_focal
 from dust3r_ros.data import BoolArray, FloatArray, Intrinsics, PairPrediction
 from dust3r_ros.errors import AlignmentError
-from dust3r_ros.geometry import Similarity, invert_pose, make_pose, pixel_centres, procrustes
+from dust3r_ros.geometry import Similarity, invert_pose, make_pose, procrustes
 
 IntArray = NDArray[np.intp]
 
@@ -98,19 +97,6 @@ def _near(fit: Similarity, source: FloatArray, target: FloatArray) -> BoolArray:
     """Where the similarity is off by less than a twentieth of the distance."""
     gap = np.linalg.norm(fit.apply(source) - target, axis=1)
     return np.asarray(gap <= _AGREES * np.linalg.norm(target, axis=1))
-
-
-def intrinsics_of(points: FloatArray, confidence: FloatArray) -> Intrinsics:
-    """The pinhole under which an own-frame pointmap (H, W, 3) falls on its pixels, principal point in the middle.
-
-    Raises AlignmentError when no focal does.
-    """
-    height, width = confidence.shape
-    positions = pixel_centres(height, width).reshape(-1, 2)
-    focal = view_focal(points.reshape(-1, 3).T.astype(np.float64), confidence.ravel(), positions, (height, width))
-    if not np.isfinite(focal):
-        raise AlignmentError("no focal puts the predicted points on their pixels")
-    return Intrinsics.from_focal(focal * max(height, width), width, height)
 
 
 def _most_confident(confidence: FloatArray) -> tuple[IntArray, IntArray]:

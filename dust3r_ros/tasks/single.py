@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from dust3r_ros.batch import intrinsics_of
 from dust3r_ros.data import BoolArray, ByteImage, FloatArray, Intrinsics, PairState, PreparedImage
 from dust3r_ros.errors import AlignmentError
 from dust3r_ros.geometry import backproject
 from dust3r_ros.images import prepare
 from dust3r_ros.predictor import PairPredictor
-from dust3r_ros.tasks.pose import intrinsics_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from oracle import FOCAL_PX, HEIGHT, WIDTH, OraclePredictor, image_of, path
+from oracle import FOCAL_PX, HEIGHT, WIDTH, OraclePredictor, depth_of, image_of, path
 from test_bag import write_bag
 from test_evaluate import write_oracle_pack
 
@@ -81,7 +81,7 @@ def test_reconstruct_writes_the_scene_in_natural_order(images, tmp_path, capsys,
     assert (out / cameras[2]["file"]).samefile(images / "view10.png")
     assert cameras[0]["K"][0][0] == pytest.approx(FOCAL_PX, rel=0.01)
     said = capsys.readouterr()
-    assert f"keyframes    {VIEWS} ({VIEWS} with a pose)\n" in said.out
+    assert f"{VIEWS} ({VIEWS} with a pose)\n" in said.out
     assert said.err == ""
 
 
@@ -110,7 +110,45 @@ def test_reconstruct_exports_what_is_asked_for(images, tmp_path, mode, capsys):
     assert main([*arguments, *EVERY]) == 0
     for name in (*EXPORTED, "images/view8.jpg", "images/view12.jpg", "depth/cameras.json", "depth/view10.npy"):
         assert (out / name).is_file(), name
-    assert main([*arguments, *EVERY]) == 0  # again, into a folder that exists
+    assert main([*arguments, *EVERY, "--overwrite"]) == 0
+
+
+def test_one_image_is_paired_with_itself(images, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["reconstruct", str(images / "view9.png"), "--out", str(out), "--export", "depth,colmap,glb"]) == 0
+    assert "1 (1 with a pose)" in capsys.readouterr().out
+    depth = np.load(out / "depth" / "view9.npy")
+    true = depth_of(path(VIEWS)[1])
+    known = depth > 0
+    np.testing.assert_allclose((depth / true)[known], np.median(depth / true), rtol=0.01)
+    assert json.loads((out / "cameras.json").read_text())["frames"][0]["K"][0][0] == pytest.approx(FOCAL_PX, rel=0.01)
+
+
+@pytest.mark.parametrize("mode", ["batch", "incremental"])
+def test_an_image_that_cannot_be_read_is_left_out_and_named(images, tmp_path, capsys, mode):
+    (images / "view10.png").write_text("a text file")
+    out = tmp_path / "out"
+    assert main(["reconstruct", str(images), "--out", str(out), "--mode", mode, "--export", "depth", *EVERY]) == 0
+    said = capsys.readouterr().out
+    assert "images left out  1 that cannot be read: " in said
+    assert "view10.png: not an image in a known format" in said
+    names = [Path(frame["file"]).name for frame in json.loads((out / "cameras.json").read_text())["frames"]]
+    assert names == ["view8.png", "view9.png", "view11.png", "view12.png"]
+
+
+def test_images_of_different_sizes_have_focals_of_their_own(images, tmp_path):
+    big = cv2.imread(str(images / "view10.png"))
+    cv2.imwrite(str(images / "view10.png"), cv2.resize(big, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST))
+    assert main(["reconstruct", str(images), "--out", str(tmp_path / "out")]) == 0
+    frames = json.loads((tmp_path / "out" / "cameras.json").read_text())["frames"]
+    focals = [frame["K"][0][0] for frame in frames]
+    np.testing.assert_allclose(focals, [FOCAL_PX, FOCAL_PX, 2 * FOCAL_PX, FOCAL_PX, FOCAL_PX], rtol=0.01)
+
+
+def test_the_peak_of_memory_is_said(images, tmp_path, capsys):
+    assert main(["reconstruct", str(images), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert 0.05 < float(said.split("memory at most")[1].split()[0]) < 64
 
 
 def test_an_export_that_fails_is_said_after_all_else_was_written(images, tmp_path, capsys):
@@ -201,9 +239,21 @@ MISTAKES = {
     "no out": (["reconstruct", "x"], "the following arguments are required: --out"),
     "no images": (["reconstruct", "{tmp}/nowhere", "--out", "{tmp}/o"], "nowhere: no such file or folder"),
     "empty folder": (["reconstruct", "{tmp}/empty", "--out", "{tmp}/o"], "empty: no images in this folder"),
-    "one image": (["reconstruct", "{tmp}/one.png", "--out", "{tmp}/o"], "needs at least 2 images, got 1"),
     "two videos": (["reconstruct", "{tmp}/a.mp4", "{tmp}/b.mp4", "--out", "{tmp}/o"], "a video must be given alone"),
-    "damaged image": (["reconstruct", "{tmp}/one.png", "{tmp}/bad.png", "--out", "{tmp}/o"], "bad.png: "),
+    "damaged images": (
+        ["reconstruct", "{tmp}/bad.png", "{tmp}/text.jpg", "--out", "{tmp}/o"],
+        "bad.png: not an image in a known format (and 1 more that cannot be read)"
+    ),
+    "damaged images, incremental": (
+        ["reconstruct", "{tmp}/bad.png", "{tmp}/text.jpg", "--out", "{tmp}/o", "--mode", "incremental"],
+        "bad.png: not an image in a known format"
+    ),
+    "results are there": (
+        ["reconstruct", "{tmp}/images", "--out", "{tmp}/done"], "done holds results already: choose another folder"
+    ),
+    "no such reference": (
+        ["reconstruct", "{tmp}/images", "--out", "{tmp}/o", "--reference", "5"], "number from 0 to 4, got 5"
+    ),
     "unknown export": (
         ["reconstruct", "{tmp}/images", "--out", "{tmp}/o", "--export", "obj"], "--export must be all or names of glb"
     ),
@@ -235,6 +285,9 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(images, tmp_path, capsys, a
     (tmp_path / "empty").mkdir()
     (tmp_path / "one.png").write_bytes((images / "view8.png").read_bytes())
     (tmp_path / "bad.png").write_bytes(b"no image")
+    (tmp_path / "text.jpg").write_text("a shopping list")
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "cameras.json").write_text("{}")
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "broken.yaml").write_text("a: [1")

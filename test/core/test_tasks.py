@@ -12,6 +12,7 @@ from oracle import FOCAL_PX, HEIGHT, INTRINSICS, WIDTH, OraclePredictor, depth_o
 from scipy.spatial import cKDTree
 from test_evaluate import write_oracle_pack
 
+from dust3r_ros.batch import intrinsics_of
 from dust3r_ros.cli import main
 from dust3r_ros.data import PairPrediction, PairState
 from dust3r_ros.errors import AlignmentError, RecordingError
@@ -28,7 +29,7 @@ from dust3r_ros.images import load_image
 from dust3r_ros.tasks.localise import Localiser, load_map
 from dust3r_ros.tasks.matches import match_pixels
 from dust3r_ros.tasks.pair import relate
-from dust3r_ros.tasks.pose import intrinsics_of, pose_from_points, relative_pose_pnp, relative_pose_procrustes
+from dust3r_ros.tasks.pose import pose_from_points, relative_pose_pnp, relative_pose_procrustes
 from dust3r_ros.tasks.single import look, normals_of
 
 VIEWS = 5
