@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,7 @@ def _encode_all(
         try:
             image = prepare(source.load(), size)
         except (ImageError, RecordingError) as error:
-            batch.refused.append(f"{source.name}: {error}" if source.name not in str(error) else str(error))
+            batch.refused.append(str(error) if Path(source.name).name in str(error) else f"{source.name}: {error}")
             log.warning("left out: %s", error)
             continue
         use = source.intrinsics if config.intrinsics == "given" else None
@@ -136,6 +137,8 @@ def _predict_all(
         predictions = store.keep(predictor.predict([(encoded[i], encoded[j]) for i, j in some]))
         edges += [Edge(i, j, prediction) for (i, j), prediction in zip(some, predictions, strict=True)]
         report("decode", len(edges), len(pairs))
+    if len(encoded) > 1 and all(edge.prediction.state is PairState.FAILED for edge in edges):
+        raise AlignmentError(f"none of the {len(encoded)} images shares anything with another: there is no overlap")
     if store.stored_bytes:
         log.info("%.1f GB of predictions are on disk", store.stored_bytes / 1e9)
     return edges

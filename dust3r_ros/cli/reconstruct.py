@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         result = _reconstruct(paths, arguments, config, out, bars)
         cleaned = clean(result, config.map, cleaning)
         rows = summary_rows(Summary.of(cleaned.result))
-        finished = Finished(cleaned, rows, config, str(arguments.images[0]))
+        finished = Finished(cleaned, rows, config, arguments.images[0].resolve().name)
         conclude(finished, out, exports, _sources(paths, arguments, out), bars, picture=arguments.picture)
     return 0
 

@@ -168,6 +168,7 @@ def write_mesh(views: Sequence[PosedView], masks: Sequence[BoolArray], voxel_edg
     if not len(mesh.triangles):
         raise ExportError(f"cannot write {path}: the depth images give no surface")
     mesh.compute_vertex_normals()
+    mesh.vertex_colors = o3d.utility.Vector3dVector(np.clip(np.asarray(mesh.vertex_colors), 0, 1))
     with replacing(path) as scratch:
         if not o3d.io.write_triangle_mesh(str(scratch), mesh):
             raise ExportError(f"cannot write {path}: Open3D knows no mesh format {path.suffix!r}")

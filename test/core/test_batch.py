@@ -129,3 +129,12 @@ def test_what_cannot_be_read_is_left_out(monkeypatch):
 def test_one_image_with_classical_geometry_is_refused_in_one_line():
     with pytest.raises(AlignmentError, match="geometric sees no depth in a single image: take a network"):
         reconstruct(sources(1), predictor=GeometricPredictor())
+
+
+def test_images_without_overlap_are_said_to_have_none():
+    class Blind(OraclePredictor):
+        def predict(self, pairs):
+            return [replace(p, state=PairState.FAILED) for p in super().predict(pairs)]
+
+    with pytest.raises(AlignmentError, match="none of the 6 images shares anything with another: there is no overlap"):
+        reconstruct(sources(), predictor=Blind(path(VIEWS)))

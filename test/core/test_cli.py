@@ -145,6 +145,16 @@ def test_images_of_different_sizes_have_focals_of_their_own(images, tmp_path):
     np.testing.assert_allclose(focals, [FOCAL_PX, FOCAL_PX, 2 * FOCAL_PX, FOCAL_PX, FOCAL_PX], rtol=0.01)
 
 
+def test_heic_photographs_are_reconstructed_and_exported_as_jpeg(images, tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    for file in sorted(images.iterdir()):
+        pixels = cv2.imread(str(file))[..., ::-1]
+        heif.from_bytes("RGB", (WIDTH, HEIGHT), pixels.tobytes()).save(file.with_suffix(".heic"), quality=-1)
+        file.unlink()
+    assert main(["reconstruct", str(images), "--out", str(tmp_path / "out"), "--export", "nerfstudio"]) == 0
+    assert (tmp_path / "out" / "images" / "view10.jpg").is_file()
+
+
 def test_the_peak_of_memory_is_said(images, tmp_path, capsys):
     assert main(["reconstruct", str(images), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
