@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,7 @@ def benchmark() -> ModuleType:
     source = Path(__file__).parents[2] / "benchmark" / "against_colmap.py"
     spec = importlib.util.spec_from_file_location("against_colmap", source)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their annotations up
     spec.loader.exec_module(module)
     return module
 

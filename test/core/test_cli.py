@@ -149,7 +149,9 @@ def test_heic_photographs_are_reconstructed_and_exported_as_jpeg(images, tmp_pat
     heif = pytest.importorskip("pillow_heif")
     for file in sorted(images.iterdir()):
         pixels = cv2.imread(str(file))[..., ::-1]
-        heif.from_bytes("RGB", (WIDTH, HEIGHT), pixels.tobytes()).save(file.with_suffix(".heic"), quality=-1)
+        heif.from_bytes("RGB", (WIDTH, HEIGHT), pixels.tobytes()).save(
+            file.with_suffix(".heic"), quality=-1, chroma=444, matrix_coefficients=0
+        )
         file.unlink()
     assert main(["reconstruct", str(images), "--out", str(tmp_path / "out"), "--export", "nerfstudio"]) == 0
     assert (tmp_path / "out" / "images" / "view10.jpg").is_file()
