@@ -38,7 +38,7 @@ def find_tracks(views: Sequence[PosedView], masks: Sequence[BoolArray], most_poi
 
     A point starts at a pixel of one view. In every other view it is observed at the pixel, of the 3 x 3 around its
     projection, whose own point is nearest to it, if that is within 1 % of the distance. Where a point is observed,
-    no other starts. A part of the scene that one view alone shows gives points with one observation.
+    no other starts. Points that one view alone sees are left out, as COLMAP refuses them, unless all are such.
     """
     usable = int(sum(mask.sum() for mask in masks))
     stride = max(1, int(np.ceil(np.sqrt(usable / most_points))))
@@ -64,14 +64,19 @@ def find_tracks(views: Sequence[PosedView], masks: Sequence[BoolArray], most_poi
         begun += len(world)
     if not points:
         raise ValueError("tracks need at least one view with usable pixels")
-    observed = np.concatenate(found)
-    observed = observed[np.argsort(observed[:, 0], kind="stable")]
+    return _tracks(np.concatenate(points), np.concatenate(colours), np.concatenate(found))
+
+
+def _tracks(points: FloatArray, colours: NDArray[np.uint8], observed: FloatArray) -> Tracks:
+    """Tracks of ``observed`` (M, 4): point, view, u, v."""
+    point = observed[:, 0].astype(np.int64)
+    views = np.bincount(point, minlength=len(points))
+    kept = views >= min(2, int(views.max()))
+    number = np.cumsum(kept) - 1
+    rows = np.flatnonzero(kept[point])
+    rows = rows[np.argsort(point[rows], kind="stable")]
     return Tracks(
-        np.concatenate(points),
-        np.concatenate(colours),
-        observed[:, 0].astype(np.int64),
-        observed[:, 1].astype(np.int64),
-        observed[:, 2:],
+        points[kept], colours[kept], number[point[rows]], observed[rows, 1].astype(np.int64), observed[rows, 2:]
     )
 
 

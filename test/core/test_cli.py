@@ -195,6 +195,9 @@ def test_evaluate_writes_metrics(tmp_path, capsys):
     assert main(["evaluate", str(pack), "--out", str(tmp_path / "out"), "--intrinsics", "pack"]) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["ate_percent"] < 0.5
+    report = (tmp_path / "out" / "report.html").read_text()
+    for fact in ("path error (RMSE)", "direction error", "AUC at 30 deg", "depth error", "Blue: the true path"):
+        assert fact in report
     assert (metrics["mode"], metrics["intrinsics"]) == ("batch", "pack")
     assert "path error (RMSE)" in capsys.readouterr().out
 

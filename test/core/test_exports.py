@@ -121,6 +121,7 @@ def test_the_colmap_model_reprojects_onto_the_pixels_it_names(cleaned, tmp_path)
             u, v, point = pixels[place]
             assert point == number
             assert np.hypot(fx * x / z + cx - u, fy * y / z + cy - v) < 4  # two pixels of the predictor's
+    assert min(lengths) >= 2  # COLMAP's own adjustment refuses points of one view
     assert np.mean(lengths) > 2.5
     assert on_the_ball(cleaned, np.array([xyz for xyz, *_ in points.values()])).max() < 0.02
 
@@ -140,6 +141,16 @@ def test_pycolmap_reads_the_binary_model_and_finds_its_images(cleaned, tmp_path)
         pose = image.cam_from_world().inverse().matrix()
         np.testing.assert_allclose(pose, cleaned.result.views[k].camera_to_world[:3], atol=1e-9)
         assert model.camera(image.camera_id).focal_length_x == pytest.approx(2 * FOCAL_PX, rel=0.01)
+
+
+def test_colmap_can_refine_the_model(cleaned, tmp_path):
+    pycolmap = pytest.importorskip("pycolmap")
+    model = pycolmap.Reconstruction(str(written(cleaned, tmp_path, "colmap") / "sparse" / "0"))
+    before = model.compute_mean_reprojection_error()
+    pycolmap.logging.minloglevel = pycolmap.logging.Level.ERROR.value
+    pycolmap.bundle_adjustment(model)
+    model.update_point_3d_errors()
+    assert model.compute_mean_reprojection_error() < before
 
 
 def test_nerfstudio_cameras_look_along_minus_z_at_what_they_saw(cleaned, tmp_path):
