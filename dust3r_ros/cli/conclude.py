@@ -28,14 +28,13 @@ class Finished:
     truth: FloatArray | None = None
 
 
-def conclude(
+def write_all(
     finished: Finished, out: Path, exports: Sequence[str], originals: Iterable[SourceImage], progress: Progress,
     *, picture: bool = False,
-) -> None:  # fmt: skip
-    """Write everything, then print the table. Raises ExportError at the end for exports that could not be written."""
+) -> list[str]:  # fmt: skip
+    """Results, exports, page and, when asked for, the picture; what of the exports could not be written."""
     from dust3r_ros.evaluation.exports import write_exports
     from dust3r_ros.evaluation.page import write_page
-    from dust3r_ros.evaluation.report import text_table
     from dust3r_ros.evaluation.results import write_results
     from dust3r_ros.evaluation.run import draw_result
 
@@ -45,6 +44,13 @@ def conclude(
     write_page(finished.cleaned, out / "report.html", finished.rows, finished.config, finished.title, finished.truth)
     if picture:
         draw_result(result, out / "report.png", truth=finished.truth, title=finished.title)
+    return refused
+
+
+def say(finished: Finished, out: Path, refused: Sequence[str]) -> None:
+    """The table. Raises ExportError for what could not be written."""
+    from dust3r_ros.evaluation.report import text_table
+
     print(text_table([*finished.rows, ("written", str(out))]))
     if refused:
         raise ExportError("; ".join(refused))

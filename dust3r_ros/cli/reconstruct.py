@@ -6,10 +6,11 @@ import argparse
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dust3r_ros.cli.conclude import Finished, conclude
+from dust3r_ros.cli.conclude import Finished, say, write_all
 from dust3r_ros.cli.evaluate import add_graph
 from dust3r_ros.cli.options import (
     add_pipeline_options,
@@ -90,6 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.every < 1:
         raise ImageError(f"--every must be at least 1, got {arguments.every}")
     if arguments.camera is not None:
+        camera_of(arguments, 1, 1)  # wrong ones are refused before the work
         config = with_given_intrinsics(config)
     elif config.intrinsics == "given":
         raise ImageError("--intrinsics given needs --camera FX FY CX CY: images do not tell their intrinsics")
@@ -100,7 +102,9 @@ def run(arguments: argparse.Namespace) -> int:
         cleaned = clean(result, config.map, cleaning)
         rows = summary_rows(Summary.of(cleaned.result))
         finished = Finished(cleaned, rows, config, arguments.images[0].resolve().name)
-        conclude(finished, out, exports, _sources(paths, arguments, out), bars, picture=arguments.picture)
+        originals = _sources(paths, arguments, out)
+        refused = write_all(finished, out, exports, originals, bars, picture=arguments.picture)
+    say(finished, out, refused)
     return 0
 
 
@@ -139,7 +143,8 @@ def _reconstruct(
     mode = arguments.mode or ("incremental" if _is_video(paths) else "batch")
     sources = _sources(paths, arguments, out)
     if mode == "incremental":
-        return run_incremental(sources, config, predictor, progress, 0 if _is_video(paths) else len(paths))
+        whole = 0 if _is_video(paths) else len(paths[:: arguments.every])
+        return run_incremental(sources, config, predictor, progress, whole)
     graph = SceneGraph(arguments.graph) if arguments.graph else None
     listed = list(sources)
     if not 0 <= arguments.reference < len(listed):
@@ -169,7 +174,8 @@ def _image_source(path: Path, number: int, arguments: argparse.Namespace, out: P
 
     known = None
     if arguments.camera is not None:
-        known = camera_of(arguments, *load_image(path).shape[:2])
+        with suppress(ImageError):  # said when its turn comes
+            known = camera_of(arguments, *load_image(path).shape[:2])
     name = os.path.relpath(path, out)
     return SourceImage(name, lambda: load_image(path), intrinsics=known, stamp_ns=number * _IMAGE_PERIOD_NS)
 

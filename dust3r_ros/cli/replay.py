@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dust3r_ros.cli.conclude import Finished, conclude
+from dust3r_ros.cli.conclude import Finished, say, write_all
 from dust3r_ros.cli.options import (
     add_pipeline_options,
     add_results_options,
@@ -72,7 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
                 raise damage or RecordingError(f"{arguments.bag}: none of the images on {topic.name} can be decoded")
             finished = _finished(result, recording, arguments, config)
             originals = map(_source, recording.frames(topic.name))
-            conclude(finished, out, exports, originals, bars, picture=arguments.picture)
+            refused = write_all(finished, out, exports, originals, bars, picture=arguments.picture)
+    say(finished, out, refused)
     if damage is not None:
         raise damage
     return 0
