@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,14 @@ from dust3r_ros.errors import AlignmentError, RecordingError
 from dust3r_ros.evaluation.packs import Pack, PackFrame, load_pack
 from dust3r_ros.evaluation.run import at_network_pixels
 from dust3r_ros.geometric.matching import Features, extract_features, match_features
-from dust3r_ros.geometry import backproject, transform_points
+from dust3r_ros.geometry import backproject, invert_pose, project, transform_points
 from dust3r_ros.images import prepare
 from dust3r_ros.predictor import PairPredictor
 from dust3r_ros.tasks.matches import match_pixels
-from dust3r_ros.tasks.pose import MOST_POINTS, pose_from_points
+from dust3r_ros.tasks.pose import MOST_POINTS, noise_px, pose_from_points
 
 _FEATURES, _RATIO = 1000, 0.85  # by which the nearest keyframes are found
+_COARSE, _FINE = np.geomspace(0.5, 2.0, 13), np.geomspace(0.94, 1.06, 7)  # factors of a focal that are tried
 _LEAST_SHARE = 0.1  # of the points have to fit, or the pose is not believed
 
 
@@ -61,6 +63,7 @@ class Localiser:
         self._neighbours = neighbours
         pack = load_map(folder)
         self.metric = pack.metric
+        self._sizes = _original_sizes(Path(folder), pack)
         self.keyframes = [self._keyframe(frame) for frame in pack.frames if frame.depth_file is not None]
 
     def locate(self, image: ByteImage, intrinsics: Intrinsics | None = None) -> Located:
@@ -74,9 +77,9 @@ class Localiser:
         known = prepared.transform.to_network(intrinsics) if intrinsics is not None else self._shared(prepared)
         source = "given" if intrinsics is not None else "the map's"
         forward, back = self._predict(prepared, near, known)
-        if known is None:
-            known, source = _estimated(back), "estimated"
         points, pixels = _correspondences(near, forward)
+        if known is None:
+            known, source = _best_focal(points, pixels, _estimated(back)), "estimated"
         found = pose_from_points(points, pixels, known)
         inliers = int(found.inliers.sum())
         if inliers < _LEAST_SHARE * len(points):
@@ -101,10 +104,10 @@ class Localiser:
         return [self.keyframes[at] for at in order if shared[at] > 0] or [self.keyframes[at] for at in order]
 
     def _shared(self, prepared: PreparedImage) -> Intrinsics | None:
-        """The intrinsics of the keyframes, where all have about the same ones and the image's size."""
-        sizes = {(keyframe.image.width, keyframe.image.height) for keyframe in self.keyframes}
+        """The intrinsics of the keyframes, where all have about the same ones and the original images one size."""
+        size = (prepared.transform.original_width, prepared.transform.original_height)
         focals = np.array([keyframe.intrinsics.focal_px for keyframe in self.keyframes])
-        if sizes != {(prepared.width, prepared.height)} or np.ptp(focals) > 0.02 * np.median(focals):
+        if self._sizes != {size} or np.ptp(focals) > 0.02 * np.median(focals):
             return None
         return self.keyframes[0].intrinsics
 
@@ -133,6 +136,36 @@ def load_map(folder: Path) -> Pack:
     if all(frame.depth_file is None for frame in pack.frames):
         raise RecordingError(f"{folder} is a map without depth: reconstruct it with --export depth")
     return pack
+
+
+def _original_sizes(folder: Path, pack: Pack) -> set[tuple[int, int]]:
+    """The sizes of the images a map was made of; its keyframes may be smaller."""
+    path = folder / "cameras.json"
+    if not path.is_file():
+        return {(frame.intrinsics.width, frame.intrinsics.height) for frame in pack.frames}
+    try:  # not as a pack: the images it names need not be there any more
+        return {(frame["width"], frame["height"]) for frame in json.loads(path.read_text(encoding="utf-8"))["frames"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordingError(f"{path} cannot be read: {error}") from error
+
+
+def _best_focal(points: FloatArray, pixels: FloatArray, guess: Intrinsics) -> Intrinsics:
+    """The intrinsics, of focals around a guess, with which the points (N, 3) fit their pixels (N, 2) best (MSAC)."""
+    best, least = guess, np.inf
+    for steps in (_COARSE, _FINE):
+        middle = best.focal_px
+        for factor in steps:
+            tried = Intrinsics.from_focal(middle * factor, guess.width, guess.height)
+            try:
+                found = pose_from_points(points, pixels, tried)
+            except AlignmentError:  # none fits with this focal
+                continue
+            seen = project(transform_points(invert_pose(found.camera_to_world), points), tried)
+            off = np.linalg.norm(seen - pixels, axis=1) / noise_px(tried)
+            cost = float(np.mean(np.fmin(off, 1.0) ** 2))  # what is behind the camera is NaN, and counts in full
+            if cost < least:
+                best, least = tried, cost
+    return best
 
 
 def _depth_of(frame: PackFrame) -> FloatArray:

@@ -31,6 +31,11 @@ class CameraPose:
     inliers: BoolArray
 
 
+def noise_px(intrinsics: Intrinsics) -> float:
+    """How far from where it should be a point may be seen."""
+    return max(_NOISE_PX, _NOISE_SHARE * max(intrinsics.width, intrinsics.height))
+
+
 def pose_from_points(points: FloatArray, pixels: FloatArray, intrinsics: Intrinsics) -> CameraPose:
     """The camera that sees ``points`` (N, 3) at ``pixels`` (N, 2; centres at integers + 0.5), by PnP in RANSAC and a
     refinement over all inliers. Raises AlignmentError when there are too few, or none that fits them.
@@ -38,7 +43,7 @@ def pose_from_points(points: FloatArray, pixels: FloatArray, intrinsics: Intrins
     if len(points) < _LEAST_POINTS:
         raise AlignmentError(f"a pose needs at least {_LEAST_POINTS} points, got {len(points)}")
     k = intrinsics.matrix()
-    limit = max(_NOISE_PX, _NOISE_SHARE * max(intrinsics.width, intrinsics.height))
+    limit = noise_px(intrinsics)
     objects, image = np.ascontiguousarray(points, np.float64), np.ascontiguousarray(pixels, np.float64)
     found, turn, shift, chosen = cv2.solvePnPRansac(
         objects, image, k, None,

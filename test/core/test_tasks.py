@@ -193,13 +193,34 @@ def test_an_image_is_placed_in_a_map(map_folder, oracle, known):
     assert "images/3.png" in found.keyframes  # the image itself is its own nearest keyframe
 
 
-def test_another_cameras_focal_is_estimated(map_folder, oracle, monkeypatch):
-    localiser = Localiser(map_folder, oracle)
-    monkeypatch.setattr(Localiser, "_shared", lambda self, prepared: None)
-    found = localiser.locate(image_of(1, path(VIEWS)[1]))
+@pytest.mark.parametrize("guess", [1.0, 1.6])
+def test_another_cameras_focal_is_estimated(map_folder, oracle, monkeypatch, guess):
+    """An image of another size than the map's; also where the predictor's own idea of the focal is far off."""
+    real = intrinsics_of
+    monkeypatch.setattr(
+        "dust3r_ros.tasks.localise.intrinsics_of",
+        lambda *maps: INTRINSICS.from_focal(guess * real(*maps).focal_px, WIDTH, HEIGHT),
+    )
+    larger = cv2.resize(image_of(1, path(VIEWS)[1]), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    found = Localiser(map_folder, oracle).locate(larger)
     assert found.intrinsics_from == "estimated"
-    assert found.intrinsics.focal_px == pytest.approx(FOCAL_PX, rel=1e-3)
-    assert np.linalg.norm(found.camera_to_world[:3, 3] - path(VIEWS)[1][:3, 3]) < 0.02
+    assert found.intrinsics.focal_px == pytest.approx(2 * FOCAL_PX, rel=0.05)  # of pixels of 1/64 of the image
+    assert np.linalg.norm(found.camera_to_world[:3, 3] - path(VIEWS)[1][:3, 3]) < 0.2
+
+
+def test_a_map_of_prepared_images_knows_the_size_of_the_originals(map_folder, oracle, tmp_path):
+    """A reconstruction's folder: the keyframes with depth are smaller than the images in its cameras.json."""
+    (tmp_path / "made").mkdir()
+    map_folder.rename(tmp_path / "made" / "depth")
+    cameras = json.loads((tmp_path / "made" / "depth" / "cameras.json").read_text())
+    for frame in cameras["frames"]:
+        frame |= {"width": 2 * WIDTH, "height": 2 * HEIGHT}
+    (tmp_path / "made" / "cameras.json").write_text(json.dumps(cameras))
+    image = image_of(1, path(VIEWS)[1])
+    larger = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    localiser = Localiser(tmp_path / "made", oracle)
+    assert localiser.locate(larger).intrinsics_from == "the map's"
+    assert localiser.locate(image).intrinsics_from == "estimated"
 
 
 def test_an_image_of_elsewhere_is_not_placed(map_folder):
