@@ -80,6 +80,9 @@ class Localiser:
         points, pixels = _correspondences(near, forward)
         if known is None:
             known, source = _best_focal(points, pixels, _estimated(back)), "estimated"
+            forward, _ = self._predict(prepared, near, known)  # a predictor that takes intrinsics does better with them
+            points, pixels = _correspondences(near, forward)
+            known = _best_focal(points, pixels, known)
         found = pose_from_points(points, pixels, known)
         inliers = int(found.inliers.sum())
         if inliers < _LEAST_SHARE * len(points):
