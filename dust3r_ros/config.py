@@ -145,6 +145,20 @@ class MapConfig:
 
 
 @dataclass(frozen=True)
+class CleanConfig:
+    """What is taken out of a finished reconstruction, beside what never gets into the map (``MapConfig``)."""
+
+    min_confidence: float = option(0.0, "Pixels with less confidence than this go", minimum=0.0)
+    sky: bool = option(False, "Pixels that look like sky go, in upright outdoor images")
+    consistency: float = option(
+        0.0, "Points that stand in front of what other views see, by more than this fraction of the distance, go; "
+        "0 keeps them", minimum=0.0, maximum=1.0)  # fmt: skip
+    outliers: float = option(
+        0.0, "Points whose neighbours are farther than the cloud's mean by more than this many standard deviations "
+        "go; 0 keeps them", minimum=0.0)  # fmt: skip
+
+
+@dataclass(frozen=True)
 class ReconstructorConfig:
     """The reconstruction pipeline, with or without ROS."""
 

@@ -197,6 +197,27 @@ class ViewEstimate:
 
 
 @dataclass(frozen=True, eq=False)
+class PosedView:
+    """One image with a pose. ``number`` counts the given images; ``intrinsics`` are for the original image.
+
+    ``estimate`` and ``image`` are at the predictor's size; both are without pixels in a view that was thinned out.
+    """
+
+    number: int
+    name: str
+    stamp_ns: int
+    camera_to_world: FloatArray
+    intrinsics: Intrinsics
+    estimate: ViewEstimate
+    image: PreparedImage
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether depth and pixels were kept and some depth is known."""
+        return bool((self.estimate.depth > 0).any())
+
+
+@dataclass(frozen=True, eq=False)
 class Scene:
     """The result of global alignment: one entry a view, in the views' order.
 

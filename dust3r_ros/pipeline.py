@@ -1,4 +1,4 @@
-"""From images to a map: incrementally, keyframe by keyframe (``Reconstructor``), or all at once (``reconstruct``)."""
+"""From images to a map, incrementally, keyframe by keyframe. All images at once: ``batch``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dust3r_ros.alignment import AlignmentUpdate, IncrementalAligner, align
+from dust3r_ros.alignment import AlignmentUpdate, IncrementalAligner
 from dust3r_ros.alignment.scale import RECENT, MetricOdometry, MetricScale
 from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.data import (
@@ -23,7 +23,6 @@ from dust3r_ros.data import (
     Intrinsics,
     Keyframe,
     PreparedImage,
-    Scene,
     StageTimes,
     Update,
 )
@@ -31,7 +30,6 @@ from dust3r_ros.geometry import Similarity
 from dust3r_ros.images import prepare
 from dust3r_ros.keyframes import KeyframeDecision, KeyframeSelector
 from dust3r_ros.mapping.fuse import FusedMap
-from dust3r_ros.pairing import SceneGraph, make_pairs
 from dust3r_ros.predictor import ImageSize, PairPredictor, PredictorInfo
 from dust3r_ros.revisit import EncodedKeyframe, Revisits
 from dust3r_ros.updates import corrected
@@ -308,49 +306,3 @@ class SourceImage:
     camera: str = "camera"
     intrinsics: Intrinsics | None = None
     stamp_ns: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class BatchResult:
-    """A scene, with one view for each image, in order; ``images`` are as the predictor saw them."""
-
-    scene: Scene
-    images: tuple[PreparedImage, ...]
-
-
-def reconstruct(
-    sources: Sequence[SourceImage],
-    config: ReconstructorConfig | None = None,
-    predictor: PairPredictor[Any] | None = None,
-    pairs: Sequence[tuple[int, int]] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> BatchResult:
-    """All images at once: every pair of the scene graph, then global alignment.
-
-    ``pairs`` are directed (i, j); all pairs, both ways, when None. ``progress`` is called with a stage's name,
-    the work done and the whole. Raises AlignmentError when no two images can be brought together.
-    """
-    config = config or ReconstructorConfig()
-    predictor = predictor or load_predictor(config)
-    pairs = pairs if pairs is not None else make_pairs(len(sources), SceneGraph.COMPLETE)
-    report = progress or (lambda stage, done, whole: None)
-    size = predictor_image_size(config, predictor)
-    prepared, cameras, known, encoded = [], [], [], []
-    for done, source in enumerate(sources):
-        report("encode", done, len(sources))
-        image = prepare(source.load(), size)
-        use = source.intrinsics if config.intrinsics == "given" else None
-        camera = f"{source.camera} {image.transform.original_width}x{image.transform.original_height}"
-        prepared.append(image)
-        cameras.append(camera)
-        known.append(image.transform.to_network(use) if use is not None else None)
-        encoded.append(predictor.encode(image, camera, known[-1]))
-    report("decode", 0, len(pairs))
-    predictions = predictor.predict([(encoded[i], encoded[j]) for i, j in pairs])
-    report("align", 0, 1)
-    edges = [Edge(i, j, prediction) for (i, j), prediction in zip(pairs, predictions)]
-    scene = align(edges, len(sources), config.alignment, intrinsics=known, cameras=cameras)
-    report("align", 1, 1)
-    if not any((view.depth > 0).any() for view in scene.views):
-        log.warning("no point could be placed: the images show no parallax between them")
-    return BatchResult(scene, tuple(prepared))

@@ -56,6 +56,12 @@ class PairPredictor(ABC, Generic[Encoded]):
         ``intrinsics`` are given when known, for the prepared image.
         """
 
+    def announce(self, pairs: Sequence[tuple[Encoded, Encoded]]) -> None:
+        """All pairs that several calls of ``predict`` are going to bring, before the first of them.
+
+        A predictor that learns from all images of a camera does so here; by default nothing is done.
+        """
+
     @abstractmethod
     def predict(self, pairs: Sequence[tuple[Encoded, Encoded]]) -> list[PairPrediction]:
         """One prediction for each ordered pair (i, j), in order. Pairs are evaluated in batches."""

@@ -82,7 +82,7 @@ else
     # The system's NumPy stays: cv_bridge and other ROS modules are compiled against it.
     echo "Installing Python packages that $ROS_DISTRO does not have (PyTorch is large: this may take some minutes)"
     .venv/bin/python -c 'import numpy; print(f"numpy=={numpy.__version__}")' >.venv/system-constraints.txt
-    "${pip[@]}" install --quiet --constraint .venv/system-constraints.txt --editable ".[train]" -r requirements-dev.txt
+    "${pip[@]}" install --quiet --constraint .venv/system-constraints.txt --editable ".[export,heic,train]" -r requirements-dev.txt
     command -v colcon >/dev/null || "${pip[@]}" install --quiet colcon-common-extensions
 fi
 echo "$key" >"$stamp"

@@ -9,7 +9,19 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from dust3r_ros import __version__
-from dust3r_ros.cli import align, evaluate, info, reconstruct, replay, ros_commands, train, view
+from dust3r_ros.cli import (
+    align,
+    depth,
+    evaluate,
+    info,
+    localise,
+    match,
+    reconstruct,
+    replay,
+    ros_commands,
+    train,
+    view,
+)
 from dust3r_ros.errors import Dust3rError
 
 MISTAKE = 2
@@ -20,6 +32,9 @@ _COMMANDS: tuple[Callable[[Any], None], ...] = (
     replay.register,
     view.register,
     evaluate.register,
+    match.register,
+    depth.register,
+    localise.register,
     align.register,
     ros_commands.register_node,
     ros_commands.register_play,

@@ -13,7 +13,18 @@ from dust3r_ros import __version__
 from dust3r_ros.cli.options import add_pipeline_options, config_of
 from dust3r_ros.config import NodeConfig, options_of
 
-_PACKAGES = ("numpy", "scipy", "opencv-python-headless", "torch", "rosbags", "matplotlib", "open3d", "open3d-cpu")
+_PACKAGES = (
+    "numpy",
+    "scipy",
+    "opencv-python-headless",
+    "torch",
+    "rosbags",
+    "matplotlib",
+    "open3d",
+    "open3d-cpu",
+    "pycolmap",
+    "trimesh",
+)
 
 
 def register(commands: Any) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dust3r_ros.config import NodeConfig, Option, ReconstructorConfig, Value, make_config, options_of
+from dust3r_ros.config import CleanConfig, NodeConfig, Option, ReconstructorConfig, Value, make_config, options_of
 from dust3r_ros.errors import ConfigError, ExportError
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -24,6 +24,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     for name in ("checkpoint", "device"):
         _add(group, options_of(ReconstructorConfig)[name])
+
+
+def model_config(arguments: argparse.Namespace) -> ReconstructorConfig:
+    """The configuration of a command that has the model's options alone."""
+    names = options_of(ReconstructorConfig)
+    values = {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
+    return make_config(ReconstructorConfig, values)
 
 
 def add_pipeline_options(parser: argparse.ArgumentParser, *, without: tuple[str, ...] = ()) -> None:
@@ -47,6 +54,24 @@ def add_options(parser: argparse.ArgumentParser, config_class: type) -> None:
     """An option for every one of a config class."""
     for option in options_of(config_class).values():
         _add(parser, option)
+
+
+def add_results_options(parser: argparse.ArgumentParser) -> None:
+    """``--overwrite``, ``--export``, and an option for every step of the clean-up."""
+    parser.add_argument("--overwrite", action="store_true", help="replace the results that are in DIR already")
+    parser.add_argument(
+        "--export", default="", metavar="NAMES",
+        help="more files in DIR: all, or names with commas between: glb (cloud, cameras), pcd, kitti (poses), colmap "
+        "(model, images), nerfstudio (transforms.json, images), depth (images with depth), mesh",
+    )  # fmt: skip
+    group = parser.add_argument_group("clean-up of the result")
+    for option in options_of(CleanConfig).values():
+        _add(group, option)
+
+
+def clean_config(arguments: argparse.Namespace) -> CleanConfig:
+    """The clean-up that a command line with ``add_results_options`` asks for."""
+    return make_config(CleanConfig, given_options(arguments, CleanConfig))
 
 
 def given_options(arguments: argparse.Namespace, config_class: type) -> dict[str, Value]:
@@ -105,11 +130,20 @@ def output_folder(path: Path) -> Path:
     return path
 
 
+def results_folder(arguments: argparse.Namespace) -> Path:
+    """``--out``, made when it is missing. Raises ExportError when it holds cameras already: results, or a pack."""
+    folder: Path = arguments.out
+    if (folder / "cameras.json").exists() and not arguments.overwrite:
+        raise ExportError(f"{folder} holds results already: choose another folder, or give --overwrite")
+    return output_folder(folder)
+
+
 def _add(group: argparse._ActionsContainer, option: Option) -> None:
     choices = {"choices": option.choices} if option.choices else {"metavar": option.name.upper()}
     shown = f"{option.description} (default {option.default})".replace("%", "%%")
-    settings: dict[str, Any] = {"help": shown, "default": None, **choices}
-    group.add_argument(f"--{option.name.replace('_', '-')}", dest=option.name, type=option.type, **settings)
+    settings: dict[str, Any] = {"help": shown, "default": None, "dest": option.name}
+    settings |= {"action": argparse.BooleanOptionalAction} if option.type is bool else {"type": option.type, **choices}
+    group.add_argument(f"--{option.name.replace('_', '-')}", **settings)
 
 
 def _parse_bool(text: str) -> bool:

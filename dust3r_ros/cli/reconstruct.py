@@ -6,11 +6,20 @@ import argparse
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dust3r_ros.cli.conclude import Finished, say, write_all
 from dust3r_ros.cli.evaluate import add_graph
-from dust3r_ros.cli.options import add_pipeline_options, config_of, output_folder, with_given_intrinsics
+from dust3r_ros.cli.options import (
+    add_pipeline_options,
+    add_results_options,
+    clean_config,
+    config_of,
+    results_folder,
+    with_given_intrinsics,
+)
 from dust3r_ros.cli.progress import progress_bars
 from dust3r_ros.errors import ImageError
 
@@ -32,51 +41,77 @@ def register(commands: Any) -> None:
     )
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="a folder, image files, or one video")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="trajectory.tum, cloud.ply and cameras.json go here"
-    )
+        "--out", type=Path, required=True, metavar="DIR",
+        help="trajectory.tum, cloud.ply, cameras.json and report.html go here",
+    )  # fmt: skip
     parser.add_argument(
         "--mode", choices=("batch", "incremental"),
         help="all images at once, or keyframe by keyframe (default: batch for images, incremental for a video)",
     )  # fmt: skip
     parser.add_argument("--every", type=int, default=1, metavar="N", help="take every N-th image (default 1)")
-    parser.add_argument(
-        "--camera", type=float, nargs=4, metavar=("FX", "FY", "CX", "CY"),
-        help="the images' pinhole, pixels, pixel centres at integers as in CameraInfo; implies --intrinsics given",
-    )  # fmt: skip
+    add_camera(parser)
     parser.add_argument("--picture", action="store_true", help="draw the result as report.png")
     add_graph(parser)
+    parser.add_argument(
+        "--reference", type=int, default=0, metavar="N", help="the image of --graph one-reference, from 0 (default 0)"
+    )
+    add_results_options(parser)
     add_pipeline_options(parser)
     parser.set_defaults(run=run)
 
 
+def add_camera(parser: argparse.ArgumentParser) -> None:
+    """``--camera``."""
+    parser.add_argument(
+        "--camera", type=float, nargs=4, metavar=("FX", "FY", "CX", "CY"),
+        help="the images' pinhole, pixels, pixel centres at integers as in CameraInfo, used as it is",
+    )  # fmt: skip
+
+
+def camera_of(arguments: argparse.Namespace, height: int, width: int) -> Intrinsics | None:
+    """The pinhole that ``--camera`` gives for images of a size; None where it is not given."""
+    from dust3r_ros.data import Intrinsics
+
+    if arguments.camera is None:
+        return None
+    fx, fy, cx, cy = arguments.camera
+    if not (fx > 0 and fy > 0):
+        raise ImageError(f"--camera must have positive focal lengths, got {fx:g} and {fy:g}")
+    return Intrinsics(fx, fy, cx + 0.5, cy + 0.5, width, height)
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Reconstruct and write."""
-    from dust3r_ros.evaluation.report import Summary, summary_rows, text_table
-    from dust3r_ros.evaluation.results import write_results
-    from dust3r_ros.evaluation.run import draw_result
+    """Reconstruct, clean and write."""
+    from dust3r_ros.evaluation.exports import clean, parse_exports
+    from dust3r_ros.evaluation.report import Summary, summary_rows
 
     config = config_of(arguments)
+    cleaning = clean_config(arguments)
+    exports = parse_exports(arguments.export)
     if arguments.every < 1:
         raise ImageError(f"--every must be at least 1, got {arguments.every}")
     if arguments.camera is not None:
+        camera_of(arguments, 1, 1)  # wrong ones are refused before the work
         config = with_given_intrinsics(config)
     elif config.intrinsics == "given":
         raise ImageError("--intrinsics given needs --camera FX FY CX CY: images do not tell their intrinsics")
     paths = find_images(arguments.images)
-    out = output_folder(arguments.out)
+    out = results_folder(arguments)
     with progress_bars() as bars:
         result = _reconstruct(paths, arguments, config, out, bars)
-    write_results(result, out)
-    if arguments.picture:
-        draw_result(result, out / "report.png", title=str(arguments.images[0]))
-    print(text_table([*summary_rows(Summary.of(result)), ("written", str(out))]))
+        cleaned = clean(result, config.map, cleaning)
+        rows = summary_rows(Summary.of(cleaned.result))
+        finished = Finished(cleaned, rows, config, arguments.images[0].resolve().name)
+        originals = _sources(paths, arguments, out)
+        refused = write_all(finished, out, exports, originals, bars, picture=arguments.picture)
+    say(finished, out, refused)
     return 0
 
 
 def find_images(given: Sequence[Path]) -> list[Path]:
     """The image files named, with folders replaced by what is in them, in natural order; or the one video.
 
-    Raises ImageError when there are no images, or fewer than two.
+    Raises ImageError when there are no images.
     """
     from dust3r_ros.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
@@ -94,8 +129,6 @@ def find_images(given: Sequence[Path]) -> list[Path]:
     videos = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]
     if videos and len(found) > 1:
         raise ImageError(f"{videos[0]}: a video must be given alone, got {len(found)} files")
-    if not videos and len(found) < 2:
-        raise ImageError(f"a reconstruction needs at least 2 images, got {len(found)}")
     return found
 
 
@@ -103,25 +136,36 @@ def _reconstruct(
     paths: Sequence[Path], arguments: argparse.Namespace, config: ReconstructorConfig, out: Path, progress: Progress
 ) -> Reconstruction:
     from dust3r_ros.evaluation.results import run_batch, run_incremental
-    from dust3r_ros.images import VIDEO_SUFFIXES
     from dust3r_ros.pairing import SceneGraph
     from dust3r_ros.pipeline import load_predictor
 
     predictor = load_predictor(config)
-    is_video = paths[0].suffix.lower() in VIDEO_SUFFIXES
-    mode = arguments.mode or ("incremental" if is_video else "batch")
-    chosen = paths[:: arguments.every]
-    if is_video:
-        sources = _video_sources(paths[0], arguments)
-        if mode == "incremental":
-            return run_incremental(sources, config, predictor, progress)
-        listed = list(sources)
-    else:
-        listed = [_image_source(path, number, arguments, out) for number, path in enumerate(chosen)]
-        if mode == "incremental":
-            return run_incremental(listed, config, predictor, progress, len(listed))
+    mode = arguments.mode or ("incremental" if _is_video(paths) else "batch")
+    sources = _sources(paths, arguments, out)
+    if mode == "incremental":
+        whole = 0 if _is_video(paths) else len(paths[:: arguments.every])
+        return run_incremental(sources, config, predictor, progress, whole)
     graph = SceneGraph(arguments.graph) if arguments.graph else None
-    return run_batch(listed, config, predictor, graph, progress)
+    listed = list(sources)
+    if not 0 <= arguments.reference < len(listed):
+        raise ImageError(
+            f"--reference must be an image's number from 0 to {len(listed) - 1}, got {arguments.reference}"
+        )
+    return run_batch(listed, config, predictor, graph, progress, arguments.reference)
+
+
+def _is_video(paths: Sequence[Path]) -> bool:
+    from dust3r_ros.images import VIDEO_SUFFIXES
+
+    return paths[0].suffix.lower() in VIDEO_SUFFIXES
+
+
+def _sources(paths: Sequence[Path], arguments: argparse.Namespace, out: Path) -> Iterator[SourceImage]:
+    """The images in order; each call begins anew."""
+    if _is_video(paths):
+        return _video_sources(paths[0], arguments)
+    chosen = paths[:: arguments.every]
+    return (_image_source(path, number, arguments, out) for number, path in enumerate(chosen))
 
 
 def _image_source(path: Path, number: int, arguments: argparse.Namespace, out: Path) -> SourceImage:
@@ -130,8 +174,8 @@ def _image_source(path: Path, number: int, arguments: argparse.Namespace, out: P
 
     known = None
     if arguments.camera is not None:
-        height, width = load_image(path).shape[:2]
-        known = _intrinsics(arguments, height, width)
+        with suppress(ImageError):  # said when its turn comes
+            known = camera_of(arguments, *load_image(path).shape[:2])
     name = os.path.relpath(path, out)
     return SourceImage(name, lambda: load_image(path), intrinsics=known, stamp_ns=number * _IMAGE_PERIOD_NS)
 
@@ -144,18 +188,9 @@ def _video_sources(path: Path, arguments: argparse.Namespace) -> Iterator[Source
         return lambda: image
 
     for frame in video_frames(path, every=arguments.every):
-        known = _intrinsics(arguments, *frame.image.shape[:2]) if arguments.camera is not None else None
+        known = camera_of(arguments, *frame.image.shape[:2])
         name = f"{path.name}#{frame.index}"
         yield SourceImage(name, held(frame.image), intrinsics=known, stamp_ns=frame.stamp_ns)
-
-
-def _intrinsics(arguments: argparse.Namespace, height: int, width: int) -> Intrinsics:
-    from dust3r_ros.data import Intrinsics
-
-    fx, fy, cx, cy = arguments.camera
-    if not (fx > 0 and fy > 0):
-        raise ImageError(f"--camera must have positive focal lengths, got {fx:g} and {fy:g}")
-    return Intrinsics(fx, fy, cx + 0.5, cy + 0.5, width, height)
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:

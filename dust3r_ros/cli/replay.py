@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dust3r_ros.cli.options import add_pipeline_options, config_of, output_folder
+from dust3r_ros.cli.conclude import Finished, say, write_all
+from dust3r_ros.cli.options import (
+    add_pipeline_options,
+    add_results_options,
+    clean_config,
+    config_of,
+    results_folder,
+)
 from dust3r_ros.cli.progress import progress_bars
 from dust3r_ros.errors import RecordingError
 
@@ -17,7 +24,7 @@ if TYPE_CHECKING:
     from dust3r_ros.ros.bag import Frame, Recording
 
 _MAX_GAP_NS = 50_000_000  # between an image and its true pose
-_KEPT_VIEWS = 48  # with depth and pixels, for the picture; the map has all
+_KEPT_VIEWS = 48  # with depth and pixels, for the report; the map has all
 
 
 def register(commands: Any) -> None:
@@ -29,36 +36,45 @@ def register(commands: Any) -> None:
     )
     parser.add_argument("bag", type=Path, metavar="BAG", help="rosbag2 folder, .mcap, .db3, or ROS 1 .bag")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="trajectory.tum, cloud.ply and cameras.json go here"
-    )
+        "--out", type=Path, required=True, metavar="DIR",
+        help="trajectory.tum, cloud.ply, cameras.json and report.html go here",
+    )  # fmt: skip
     parser.add_argument("--topic", default="", help="image topic (default: the only one)")
     parser.add_argument("--truth", default="", metavar="TOPIC", help="true camera poses (default: found by name)")
     parser.add_argument("--picture", action="store_true", help="draw the result as report.png")
+    add_results_options(parser)
     add_pipeline_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Replay. Of a damaged recording what can be read is reconstructed and written before the error is said."""
-    from dust3r_ros.evaluation.results import IncrementalRun, write_results
+    from dust3r_ros.config import CleanConfig
+    from dust3r_ros.evaluation.exports import parse_exports
+    from dust3r_ros.evaluation.results import IncrementalRun
     from dust3r_ros.pipeline import Reconstructor, load_predictor
     from dust3r_ros.ros.bag import open_recording
 
     config = config_of(arguments)
+    exports = parse_exports(arguments.export)
     damage: RecordingError | None = None
     with open_recording(arguments.bag) as recording:
         topic = recording.choose_image_topic(arguments.topic)
         if config.intrinsics == "given":
             _require_intrinsics(recording, topic.name)
-        out = output_folder(arguments.out)
-        replayed = IncrementalRun(Reconstructor(config, load_predictor(config)), keep=_KEPT_VIEWS)
+        out = results_folder(arguments)
+        needs_all = bool(exports) or clean_config(arguments) != CleanConfig()
+        reconstructor = Reconstructor(config, load_predictor(config))
+        replayed = IncrementalRun(reconstructor, keep=None if needs_all else _KEPT_VIEWS)
         with progress_bars() as bars:
             damage = _feed(replayed, recording, topic.name, topic.count, bars)
-        result = replayed.result()
-        if result.images == 0:
-            raise damage or RecordingError(f"{arguments.bag}: none of the images on {topic.name} can be decoded")
-        write_results(result, out)
-        _conclude(result, recording, arguments, out)
+            result = replayed.result()
+            if result.images == 0:
+                raise damage or RecordingError(f"{arguments.bag}: none of the images on {topic.name} can be decoded")
+            finished = _finished(result, recording, arguments, config)
+            originals = map(frame_source, recording.frames(topic.name))
+            refused = write_all(finished, out, exports, originals, bars, picture=arguments.picture)
+    say(finished, out, refused)
     if damage is not None:
         raise damage
     return 0
@@ -101,24 +117,23 @@ def frame_source(frame: Frame) -> SourceImage:
     )
 
 
-def _conclude(result: Reconstruction, recording: Recording, arguments: argparse.Namespace, out: Path) -> None:
-    """The table and, when asked for, the picture."""
+def _finished(result: Reconstruction, recording: Recording, arguments: argparse.Namespace, config: Any) -> Finished:
+    """The result with what the recording says of the truth."""
     import numpy as np
 
-    from dust3r_ros.evaluation.report import summary_rows, text_table
-    from dust3r_ros.evaluation.run import draw_result
+    from dust3r_ros.evaluation.exports import clean
+    from dust3r_ros.evaluation.report import summary_rows
 
     truth = recording.poses(arguments.truth)
-    summary = _summary(result, [pose.stamp_ns for pose in truth], [pose.pose for pose in truth])
+    cleaned = clean(result, config.map, clean_config(arguments))
+    summary = _summary(cleaned.result, [pose.stamp_ns for pose in truth], [pose.pose for pose in truth])
     rows = summary_rows(summary)
     if recording.skipped:
         rows.insert(2, ("images left out", f"{recording.skipped} that cannot be decoded"))
-    if arguments.picture:
-        to_truth = summary.errors.to_truth if summary.errors is not None else None
-        path = np.stack([pose.pose for pose in truth]) if truth else None
-        moved = to_truth.inverse().apply_to_pose(path) if to_truth is not None and path is not None else None
-        draw_result(result, out / "report.png", truth=moved, title=recording.path.name)
-    print(text_table([*rows, ("written", str(out))]))
+    to_truth = summary.errors.to_truth if summary.errors is not None else None
+    path = np.stack([pose.pose for pose in truth]) if truth else None
+    moved = to_truth.inverse().apply_to_pose(path) if to_truth is not None and path is not None else None
+    return Finished(cleaned, rows, config, recording.path.name, moved)
 
 
 def _summary(result: Reconstruction, truth_ns: list[int], truth: list[Any]) -> Summary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ class Summary:
     errors: PoseErrors | None = None
     path_length: float | None = None
     unit: str = ""
+    refused: tuple[str, ...] = ()
+    peak_bytes: int = 0
 
     @classmethod
     def of(
@@ -43,7 +46,19 @@ class Summary:
             errors=errors,
             path_length=path_length,
             unit=unit,
+            refused=result.refused,
+            peak_bytes=peak_memory_bytes(),
         )
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process ever had, by the system; 0 where it does not say."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def summary_rows(summary: Summary) -> list[tuple[str, str]]:
@@ -60,6 +75,10 @@ def summary_rows(summary: Summary) -> list[tuple[str, str]]:
     if s.focal_px is not None:
         off = f", {100 * abs(s.focal_px / s.true_focal_px - 1):.1f} % from the true" if s.true_focal_px else ""
         rows.append(("focal", f"{s.focal_px:.1f} px{off}"))
+    if s.refused:
+        rows.insert(2, ("images left out", f"{len(s.refused)} that cannot be read: {s.refused[0]}"))
+    if s.peak_bytes:
+        rows.append(("memory at most", f"{s.peak_bytes / 1e9:.2f} GB"))
     errors = s.errors
     if errors is not None and errors.ate_rmse is not None:
         share = f", {100 * errors.ate_rmse / s.path_length:.2f} % of {s.path_length:.2f}" if s.path_length else ""

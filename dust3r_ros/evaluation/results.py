@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dust3r_ros.batch import reconstruct
 from dust3r_ros.config import ReconstructorConfig
-from dust3r_ros.data import FloatArray, Intrinsics, PreparedImage, ViewEstimate
-from dust3r_ros.errors import AlignmentError
+from dust3r_ros.data import FloatArray, PosedView, PreparedImage, ViewEstimate
+from dust3r_ros.errors import AlignmentError, Dust3rError, ImageError, RecordingError
 from dust3r_ros.geometry import Similarity
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.export import CameraRecord, write_cameras_json, write_cloud, write_tum
 from dust3r_ros.mapping.fuse import FusedMap
 from dust3r_ros.pairing import SceneGraph, make_pairs
-from dust3r_ros.pipeline import Reconstructor, SourceImage, reconstruct
+from dust3r_ros.pipeline import Reconstructor, SourceImage
 from dust3r_ros.predictor import PairPredictor, PredictorInfo
 from dust3r_ros.updates import changed_view
 
 COMPLETE_UP_TO = 12  # views; more are paired in a sliding window unless the user says otherwise
 
+log = logging.getLogger(__name__)
+
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the work done and the whole (0 when it is not known)."""
-
-
-@dataclass(frozen=True, eq=False)
-class PosedView:
-    """One image with a pose. ``number`` counts the given images; ``intrinsics`` are for the original image."""
-
-    number: int
-    name: str
-    stamp_ns: int
-    camera_to_world: FloatArray
-    intrinsics: Intrinsics
-    estimate: ViewEstimate
-    image: PreparedImage
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +38,9 @@ class Reconstruction:
     """What came of some images.
 
     ``views`` are those with a pose, in order; of ``images`` given, ``tried`` were to get one (in an incremental run
-    the keyframes); ``seconds`` is the wall time with reading the images and without loading the model. ``edges`` maps
-    directed pairs of image numbers to the residual of their alignment, for a batch.
+    the keyframes); ``seconds`` is the wall time with reading the images and without loading the model, and
+    ``stage_seconds`` how it divides; ``refused`` says of every image that cannot be read why; ``edges`` maps directed
+    pairs of image numbers to the residual of their alignment, for a batch.
     """
 
     views: tuple[PosedView, ...]
@@ -57,6 +50,8 @@ class Reconstruction:
     seconds: float
     info: PredictorInfo
     metric: bool = False
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    refused: tuple[str, ...] = ()
     edges: Mapping[tuple[int, int], float] = field(default_factory=dict)
 
     @property
@@ -73,11 +68,34 @@ class Reconstruction:
         return np.stack([view.camera_to_world for view in self.views]) if self.views else np.empty((0, 4, 4))
 
 
-def choose_pairs(views: int, config: ReconstructorConfig, graph: SceneGraph | None = None) -> list[tuple[int, int]]:
-    """The directed pairs of a batch: all for few views, else a sliding window of ``config.window``."""
+class StageClock:
+    """Passes progress on, and keeps how long each stage took."""
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self._progress = progress
+        self._stage = ""
+        self._since = time.perf_counter()
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def __call__(self, stage: str, done: int, whole: int) -> None:
+        now = time.perf_counter()
+        if self._stage:
+            self.seconds[self._stage] += now - self._since
+        self._stage, self._since = stage, now
+        if self._progress is not None:
+            self._progress(stage, done, whole)
+
+
+def choose_pairs(
+    views: int, config: ReconstructorConfig, graph: SceneGraph | None = None, reference: int = 0
+) -> list[tuple[int, int]]:  # fmt: skip
+    """The directed pairs of a batch: all for few views, else a sliding window of ``config.window``.
+
+    ``reference`` is the one reference of that graph.
+    """
     if graph is None:
         graph = SceneGraph.COMPLETE if views <= COMPLETE_UP_TO else SceneGraph.SLIDING_WINDOW
-    return make_pairs(views, graph, window=config.window)
+    return make_pairs(views, graph, window=config.window, reference=reference, allow_single=True)
 
 
 def run_batch(
@@ -86,28 +104,38 @@ def run_batch(
     predictor: PairPredictor[Any],
     graph: SceneGraph | None = None,
     progress: Progress | None = None,
+    reference: int = 0,
 ) -> Reconstruction:
     """Every image a view; all pairs of the scene graph; one global alignment."""
     start = time.perf_counter()
-    pairs = choose_pairs(len(sources), config, graph)
-    result = reconstruct(sources, config, predictor, pairs, progress)
+    pairs = choose_pairs(len(sources), config, graph, reference)
+    clock = StageClock(progress)
+    result = reconstruct(sources, config, predictor, pairs, clock)
+    clock("fuse", 0, 1)
     fused = FusedMap(config.map)
     views = []
-    for number, (source, view, image) in enumerate(zip(sources, result.scene.views, result.images, strict=True)):
+    for number, view, image in zip(result.numbers, result.scene.views, result.images, strict=True):
         if not view.registered:
             continue
+        source = sources[number]
         fused.add(number, view, image.pixels)
         original = image.transform.to_original(view.intrinsics)
         views.append(PosedView(number, source.name, source.stamp_ns, view.camera_to_world, original, view, image))
+    cloud = fused.cloud()
+    clock("fuse", 1, 1)
     return Reconstruction(
         views=tuple(views),
-        cloud=fused.cloud(),
+        cloud=cloud,
         images=len(sources),
         tried=len(sources),
         seconds=time.perf_counter() - start,
         info=predictor.info,
         metric=result.scene.metric,
-        edges=result.scene.edge_residual,
+        stage_seconds=dict(clock.seconds),
+        refused=result.refused,
+        edges={
+            (result.numbers[i], result.numbers[j]): residual for (i, j), residual in result.scene.edge_residual.items()
+        },
     )
 
 
@@ -125,18 +153,27 @@ class IncrementalRun:
         self._stride = 1
         self._images = 0
         self._tried = 0
+        self._refused: list[str] = []
+        self._stages: dict[str, float] = defaultdict(float)
         self._start = time.perf_counter()
 
     def add(self, source: SourceImage) -> bool:
         """Offer an image; whether it became a keyframe."""
         number, self._images = self._images, self._images + 1
-        update = self._reconstructor.add(source.load(), source.stamp_ns, source.camera, source.intrinsics)
+        try:
+            image = source.load()
+        except ImageError as error:
+            self.refuse(error)
+            return False
+        update = self._reconstructor.add(image, source.stamp_ns, source.camera, source.intrinsics)
         if update is None:
             return False
         self._tried += 1
-        key, view, image = update.keyframe.index, update.view, update.keyframe.image
+        for name, milliseconds in asdict(update.times).items():
+            self._stages[name.removesuffix("_ms")] += milliseconds / 1000
+        key, view, prepared = update.keyframe.index, update.view, update.keyframe.image
         self._views[key] = PosedView(
-            number, source.name, source.stamp_ns, view.camera_to_world, update.intrinsics, view, image
+            number, source.name, source.stamp_ns, view.camera_to_world, update.intrinsics, view, prepared
         )
         for moved, estimate in update.moved.items():
             if moved in self._views:
@@ -147,8 +184,14 @@ class IncrementalRun:
         self._thin()
         return True
 
+    def refuse(self, error: Dust3rError) -> None:
+        """Note that something could not be read, and why."""
+        self._refused.append(str(error))
+        log.warning("left out: %s", error)
+
     def result(self) -> Reconstruction:
         """What there is so far, with the newest pose of every keyframe that has one."""
+        seconds = time.perf_counter() - self._start
         poses = ((view, self._reconstructor.pose(index)) for index, view in sorted(self._views.items()))
         views = [_moved(view, replace(view.estimate, camera_to_world=pose)) for view, pose in poses if pose is not None]
         cloud, scale = self._reconstructor.map.cloud(), self._reconstructor.metric_scale
@@ -161,9 +204,11 @@ class IncrementalRun:
             cloud=cloud,
             images=self._images,
             tried=self._tried,
-            seconds=time.perf_counter() - self._start,
+            seconds=seconds,
             info=self._reconstructor.info,
             metric=scale is not None,
+            refused=tuple(self._refused),
+            stage_seconds={**self._stages, "read and select": max(seconds - sum(self._stages.values()), 0.0)},
         )
 
     def _thin(self) -> None:
@@ -186,18 +231,23 @@ def run_incremental(
     """Images through the incremental pipeline, in order. ``whole`` is their number, for ``progress``."""
     run = IncrementalRun(Reconstructor(config, predictor))
     report = progress or (lambda stage, done, whole: None)
-    for done, source in enumerate(sources):
-        report("reconstruct", done, whole)
-        run.add(source)
+    try:
+        for done, source in enumerate(sources):
+            report("reconstruct", done, whole)
+            run.add(source)
+    except RecordingError as error:  # a video that breaks off: what came before stays
+        run.refuse(error)
     report("reconstruct", whole, whole)
     return run.result()
 
 
 def write_results(result: Reconstruction, folder: Path) -> None:
-    """``trajectory.tum``, ``cloud.ply`` and ``cameras.json`` into a folder. Raises ExportError, and AlignmentError when
-    there is nothing to write.
+    """``trajectory.tum``, ``cloud.ply`` and ``cameras.json`` into a folder. Raises ExportError, and AlignmentError
+    or ImageError when there is nothing to write.
     """
     if not result.views:
+        if result.refused and result.tried == 0:
+            raise ImageError(result.refused[0])
         raise AlignmentError(f"none of the {result.images} images could be placed: there is nothing to write")
     write_tum(result.trajectory(), folder / "trajectory.tum")
     write_cloud(result.cloud, folder / "cloud.ply")

@@ -60,6 +60,7 @@ class GeometricPredictor(PairPredictor[GeometricView]):
         self._seed = seed
         self._calibrator = FocalCalibrator(seed)
         self._sizes: dict[str, tuple[int, int]] = {}
+        self._announced: dict[_Key, Matches] = {}
 
     @property
     def info(self) -> PredictorInfo:
@@ -83,10 +84,18 @@ class GeometricPredictor(PairPredictor[GeometricView]):
     def describe(self, encoded: GeometricView) -> FloatArray:
         return pooled(encoded.features)
 
+    def announce(self, pairs: Sequence[tuple[GeometricView, GeometricView]]) -> None:
+        """Match all pairs, and learn the cameras' focals from all of them."""
+        unordered = _unordered(pairs)
+        self._announced = {key: match_features(a.features, b.features, RATIO) for key, (a, b) in unordered.items()}
+        self._calibrate(unordered, self._announced)
+
     def predict(self, pairs: Sequence[tuple[GeometricView, GeometricView]]) -> list[PairPrediction]:
         unordered = _unordered(pairs)
-        matches = {key: match_features(a.features, b.features, RATIO) for key, (a, b) in unordered.items()}
-        self._calibrate(unordered, matches)
+        matches = {key: self._announced.pop(key) for key in unordered if key in self._announced}
+        unknown = {key: pair for key, pair in unordered.items() if key not in matches}
+        matches |= {key: match_features(a.features, b.features, RATIO) for key, (a, b) in unknown.items()}
+        self._calibrate(unknown, matches)
         with ThreadPoolExecutor(max_workers=min(MAX_THREADS, os.cpu_count() or 1)) as pool:
             found = {key: pool.submit(self._solve, a, b, matches[key]) for key, (a, b) in unordered.items()}
         solved = {key: future.result() for key, future in found.items()}

@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from dust3r_ros.data import FloatArray, Intrinsics
+from dust3r_ros.data import BoolArray, FloatArray, Intrinsics, PosedView
 from dust3r_ros.errors import ExportError
-from dust3r_ros.geometry import quaternion_xyzw
+from dust3r_ros.geometry import invert_pose, quaternion_xyzw
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.ply import parse_ply, ply_bytes
+
+_TRUNCATION = 4.0  # voxels in front of and behind a surface that its distances are kept in
+_SEEN = 0.5  # views, for a voxel to count: one
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +113,13 @@ def write_tum(trajectory: Sequence[tuple[int, FloatArray]], path: Path) -> None:
         scratch.write_text("".join(lines), encoding="ascii")
 
 
+def write_kitti(poses: Sequence[FloatArray], path: Path) -> None:
+    """Poses (4, 4) camera to world as KITTI's lines: the first three rows of the matrix, row by row."""
+    lines = [" ".join(f"{value:.9g}" for value in pose[:3].ravel()) + "\n" for pose in poses]
+    with replacing(path) as scratch:
+        scratch.write_text("".join(lines), encoding="ascii")
+
+
 def stamp_text(stamp_ns: int) -> str:
     """Seconds with nine digits after the point, exact."""
     return f"{stamp_ns // 1_000_000_000}.{stamp_ns % 1_000_000_000:09d}"
@@ -134,6 +144,45 @@ def write_cameras_json(cameras: Sequence[CameraRecord], path: Path, *, metric: b
     )
     scale = "metric (m)" if metric else "arbitrary"
     write_json({"convention": convention, "scale": scale, "frames": frames}, path)
+
+
+def write_mesh(views: Sequence[PosedView], masks: Sequence[BoolArray], voxel_edge: float, path: Path) -> int:
+    """A surface through the depth images' ``masks`` (H, W) by truncated signed distances (Curless and Levoy, SIGGRAPH
+    1996), in Open3D; the number of its triangles. ``voxel_edge`` is in world units.
+
+    Raises ExportError without Open3D and when no surface is found.
+    """
+    o3d = _open3d(path)
+    volume = o3d.t.geometry.VoxelBlockGrid(
+        attr_names=("tsdf", "weight", "color"),
+        attr_dtypes=(o3d.core.float32, o3d.core.float32, o3d.core.float32),
+        attr_channels=(1, 1, 3),
+        voxel_size=voxel_edge,
+    )
+    for view, mask in zip(views, masks, strict=True):
+        if mask.any():
+            _integrate(o3d, volume, view, np.where(mask, view.estimate.depth, 0).astype(np.float32))
+    if not volume.hashmap().size():
+        raise ExportError(f"cannot write {path}: the depth images give no surface")
+    mesh = volume.extract_triangle_mesh(weight_threshold=_SEEN).to_legacy()
+    if not len(mesh.triangles):
+        raise ExportError(f"cannot write {path}: the depth images give no surface")
+    mesh.compute_vertex_normals()
+    mesh.vertex_colors = o3d.utility.Vector3dVector(np.clip(np.asarray(mesh.vertex_colors), 0, 1))
+    with replacing(path) as scratch:
+        if not o3d.io.write_triangle_mesh(str(scratch), mesh):
+            raise ExportError(f"cannot write {path}: Open3D knows no mesh format {path.suffix!r}")
+    return len(mesh.triangles)
+
+
+def _integrate(o3d: Any, volume: Any, view: PosedView, depth: FloatArray) -> None:
+    k = o3d.core.Tensor(view.estimate.intrinsics.matrix(centres_at_integers=True))
+    world_to_camera = o3d.core.Tensor(invert_pose(view.camera_to_world))
+    far = float(depth.max()) * 1.01
+    image = o3d.t.geometry.Image(depth)
+    colour = o3d.t.geometry.Image((view.image.pixels / 255.0).astype(np.float32))
+    blocks = volume.compute_unique_block_coordinates(image, k, world_to_camera, 1.0, far, _TRUNCATION)
+    volume.integrate(blocks, image, colour, k, world_to_camera, 1.0, far, _TRUNCATION)
 
 
 def write_json(values: Any, path: Path) -> None:

@@ -50,11 +50,16 @@ def view_points(view: ViewEstimate, keep: BoolArray) -> NDArray[np.float32]:
     return points.astype(np.float32)
 
 
-def view_cloud(view: ViewEstimate, pixels: ByteImage, config: MapConfig) -> PointCloud:
-    """The points of one view that go into a map, world frame. ``pixels`` (H, W, 3) are the view's image."""
+def view_cloud(
+    view: ViewEstimate, pixels: ByteImage, config: MapConfig, keep: BoolArray | None = None
+) -> PointCloud:  # fmt: skip
+    """The points of one view that go into a map, world frame: those of the mask ``keep`` (H, W), or where it is None
+    those that ``config`` finds good enough. ``pixels`` (H, W, 3) are the view's image.
+    """
     if pixels.shape != (*view.depth.shape, 3):
         raise ValueError(f"pixels must be {(*view.depth.shape, 3)} like the view's depth, got {pixels.shape}")
-    keep = usable_pixels(view, config.min_confidence, config.max_depth_step)
+    if keep is None:
+        keep = usable_pixels(view, config.min_confidence, config.max_depth_step)
     return PointCloud(view_points(view, keep), pixels[keep], view.confidence[keep].astype(np.float32, copy=False))
 
 
@@ -102,12 +107,15 @@ class FusedMap:
         clouds = [f.added for f in self._movable.values() if isinstance(f.added, PointCloud)]
         return sum(map(len, self._frozen + clouds))
 
-    def add(self, index: int, view: ViewEstimate, pixels: ByteImage) -> None:
-        """Fuse a new keyframe. ``index`` must be larger than all before; ``pixels`` (H, W, 3) are its image."""
+    def add(self, index: int, view: ViewEstimate, pixels: ByteImage, keep: BoolArray | None = None) -> None:
+        """Fuse a new keyframe. ``index`` must be larger than all before; ``pixels`` (H, W, 3) are its image.
+
+        ``keep`` (H, W) chooses the pixels; without it the configuration does, here and in ``replace``.
+        """
         if index <= self._newest:
             raise ValueError(f"index must be larger than {self._newest}, the newest keyframe's, got {index}")
         self._newest = index
-        self._movable[index] = self._fuse(view, pixels)
+        self._movable[index] = self._fuse(view, pixels, keep)
         self._bound()
 
     def replace(self, index: int, view: ViewEstimate) -> bool:
@@ -154,8 +162,8 @@ class FusedMap:
         clouds = [f.added for f in self._movable.values() if isinstance(f.added, PointCloud)]
         return PointCloud.concatenate(self._frozen + clouds)
 
-    def _fuse(self, view: ViewEstimate, pixels: ByteImage) -> _Fused:
-        cloud = view_cloud(view, pixels, self.config)
+    def _fuse(self, view: ViewEstimate, pixels: ByteImage, keep: BoolArray | None = None) -> _Fused:
+        cloud = view_cloud(view, pixels, self.config, keep)
         probes = _probe_points(view)
         if self.config.voxel_size > 0 and self._grid is None and len(cloud):
             known = (view.confidence > 0) & (view.depth > 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from oracle import FOCAL_PX, HEIGHT, WIDTH, OraclePredictor, image_of, path
+from oracle import FOCAL_PX, HEIGHT, WIDTH, OraclePredictor, depth_of, image_of, path
 from test_bag import write_bag
 from test_evaluate import write_oracle_pack
 
@@ -70,7 +70,7 @@ def trajectory(folder: Path) -> np.ndarray:
 def test_reconstruct_writes_the_scene_in_natural_order(images, tmp_path, capsys, mode):
     out = tmp_path / "deep" / "out"
     assert main(["reconstruct", str(images), "--out", str(out), "--mode", mode, *EVERY]) == 0
-    assert {file.name for file in out.iterdir()} == {"trajectory.tum", "cloud.ply", "cameras.json"}
+    assert {file.name for file in out.iterdir()} == {"trajectory.tum", "cloud.ply", "cameras.json", "report.html"}
     found = trajectory(out)
     np.testing.assert_array_equal(found[:, 0], np.arange(VIEWS))
     true = path(VIEWS)[:, :3, 3] - path(VIEWS)[0, :3, 3]
@@ -81,7 +81,7 @@ def test_reconstruct_writes_the_scene_in_natural_order(images, tmp_path, capsys,
     assert (out / cameras[2]["file"]).samefile(images / "view10.png")
     assert cameras[0]["K"][0][0] == pytest.approx(FOCAL_PX, rel=0.01)
     said = capsys.readouterr()
-    assert f"keyframes    {VIEWS} ({VIEWS} with a pose)\n" in said.out
+    assert f"{VIEWS} ({VIEWS} with a pose)\n" in said.out
     assert said.err == ""
 
 
@@ -94,6 +94,87 @@ def test_reconstruct_takes_a_given_camera_and_draws(images, tmp_path, predictor)
     np.testing.assert_allclose(k, [[FOCAL_PX, 0, WIDTH / 2 - 0.5], [0, FOCAL_PX, HEIGHT / 2 - 0.5], [0, 0, 1]])
 
 
+EXPORTED = ("scene.glb", "cloud.pcd", "trajectory.kitti", "sparse/0/points3D.bin", "transforms.json", "mesh.ply")
+
+
+@pytest.mark.parametrize("mode", ["batch", "incremental"])
+def test_reconstruct_exports_what_is_asked_for(images, tmp_path, mode, capsys):
+    pytest.importorskip("pycolmap")
+    pytest.importorskip("trimesh")
+    try:
+        import open3d  # noqa: F401
+    except ImportError as error:
+        pytest.skip(f"Open3D cannot be loaded: {error}")
+    out = tmp_path / "out"
+    arguments = ["reconstruct", str(images), "--out", str(out), "--mode", mode, "--export", "all", "--outliers", "3"]
+    assert main([*arguments, *EVERY]) == 0
+    for name in (*EXPORTED, "images/view8.jpg", "images/view12.jpg", "depth/cameras.json", "depth/view10.npy"):
+        assert (out / name).is_file(), name
+    assert main([*arguments, *EVERY, "--overwrite"]) == 0
+
+
+def test_one_image_is_paired_with_itself(images, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["reconstruct", str(images / "view9.png"), "--out", str(out), "--export", "depth,colmap,glb"]) == 0
+    assert "1 (1 with a pose)" in capsys.readouterr().out
+    depth = np.load(out / "depth" / "view9.npy")
+    true = depth_of(path(VIEWS)[1])
+    known = depth > 0
+    np.testing.assert_allclose((depth / true)[known], np.median(depth / true), rtol=0.01)
+    assert json.loads((out / "cameras.json").read_text())["frames"][0]["K"][0][0] == pytest.approx(FOCAL_PX, rel=0.01)
+
+
+@pytest.mark.parametrize("mode", ["batch", "incremental"])
+def test_an_image_that_cannot_be_read_is_left_out_and_named(images, tmp_path, capsys, mode):
+    (images / "view10.png").write_text("a text file")
+    out = tmp_path / "out"
+    assert main(["reconstruct", str(images), "--out", str(out), "--mode", mode, "--export", "depth", *EVERY]) == 0
+    said = capsys.readouterr().out
+    assert "images left out  1 that cannot be read: " in said
+    assert "view10.png: not an image in a known format" in said
+    names = [Path(frame["file"]).name for frame in json.loads((out / "cameras.json").read_text())["frames"]]
+    assert names == ["view8.png", "view9.png", "view11.png", "view12.png"]
+
+
+def test_images_of_different_sizes_have_focals_of_their_own(images, tmp_path):
+    big = cv2.imread(str(images / "view10.png"))
+    cv2.imwrite(str(images / "view10.png"), cv2.resize(big, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST))
+    assert main(["reconstruct", str(images), "--out", str(tmp_path / "out")]) == 0
+    frames = json.loads((tmp_path / "out" / "cameras.json").read_text())["frames"]
+    focals = [frame["K"][0][0] for frame in frames]
+    np.testing.assert_allclose(focals, [FOCAL_PX, FOCAL_PX, 2 * FOCAL_PX, FOCAL_PX, FOCAL_PX], rtol=0.01)
+
+
+def test_heic_photographs_are_reconstructed_and_exported_as_jpeg(images, tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    for file in sorted(images.iterdir()):
+        pixels = cv2.imread(str(file))[..., ::-1]
+        heif.from_bytes("RGB", (WIDTH, HEIGHT), pixels.tobytes()).save(
+            file.with_suffix(".heic"), quality=-1, chroma=444, matrix_coefficients=0
+        )
+        file.unlink()
+    assert main(["reconstruct", str(images), "--out", str(tmp_path / "out"), "--export", "nerfstudio"]) == 0
+    assert (tmp_path / "out" / "images" / "view10.jpg").is_file()
+
+
+def test_the_peak_of_memory_is_said(images, tmp_path, capsys):
+    assert main(["reconstruct", str(images), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert 0.05 < float(said.split("memory at most")[1].split()[0]) < 64
+
+
+def test_an_export_that_fails_is_said_after_all_else_was_written(images, tmp_path, capsys):
+    out = tmp_path / "out"
+    (out / "scene.glb").mkdir(parents=True)
+    assert main(["reconstruct", str(images), "--out", str(out), "--export", "glb,kitti"]) == 2
+    said = capsys.readouterr()
+    assert "written" in said.out
+    assert len(said.err.strip().splitlines()) == 1
+    assert "scene.glb: is a folder" in said.err
+    assert (out / "trajectory.kitti").is_file()
+    assert (out / "report.html").is_file()
+
+
 def test_reconstruct_a_video(tmp_path):
     video = tmp_path / "walk.avi"
     writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"FFV1"), 10, (WIDTH, HEIGHT))
@@ -102,7 +183,10 @@ def test_reconstruct_a_video(tmp_path):
     for number, pose in enumerate(path(VIEWS)):
         writer.write(image_of(number, pose)[..., ::-1])
     writer.release()
-    assert main(["reconstruct", str(video), "--out", str(tmp_path / "out"), *EVERY]) == 0
+    assert main(["reconstruct", str(video), "--out", str(tmp_path / "out"), "--export", "nerfstudio", *EVERY]) == 0
+    assert sorted(file.name for file in (tmp_path / "out" / "images").iterdir()) == [
+        f"walk_{k:06d}.jpg" for k in range(VIEWS)
+    ]
     np.testing.assert_allclose(trajectory(tmp_path / "out")[:, 0], [0, 0.1, 0.2, 0.3, 0.4], atol=1e-3)
 
 
@@ -111,6 +195,9 @@ def test_evaluate_writes_metrics(tmp_path, capsys):
     assert main(["evaluate", str(pack), "--out", str(tmp_path / "out"), "--intrinsics", "pack"]) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["ate_percent"] < 0.5
+    report = (tmp_path / "out" / "report.html").read_text()
+    for fact in ("path error (RMSE)", "direction error", "AUC at 30 deg", "depth error", "Blue: the true path"):
+        assert fact in report
     assert (metrics["mode"], metrics["intrinsics"]) == ("batch", "pack")
     assert "path error (RMSE)" in capsys.readouterr().out
 
@@ -126,7 +213,10 @@ def oracle_bag(folder: Path, monkeypatch) -> Path:
 
 def test_replay_reconstructs_every_frame_and_keeps_its_stamps(tmp_path, monkeypatch, capsys):
     bag = oracle_bag(tmp_path, monkeypatch)
-    assert main(["replay", str(bag), "--out", str(tmp_path / "out"), "--picture", *EVERY]) == 0
+    arguments = ["replay", str(bag), "--out", str(tmp_path / "out"), "--picture", "--export", "nerfstudio,depth"]
+    assert main([*arguments, *EVERY]) == 0
+    assert len(list((tmp_path / "out" / "images").iterdir())) == VIEWS
+    assert "Blue: the true path" in (tmp_path / "out" / "report.html").read_text()
     stamps = [line.split()[0] for line in (tmp_path / "out" / "trajectory.tum").read_text().splitlines()[1:]]
     assert stamps == [f"1700000000.{k}00000000" for k in range(VIEWS)]
     said = capsys.readouterr().out
@@ -190,9 +280,27 @@ MISTAKES = {
     "no out": (["reconstruct", "x"], "the following arguments are required: --out"),
     "no images": (["reconstruct", "{tmp}/nowhere", "--out", "{tmp}/o"], "nowhere: no such file or folder"),
     "empty folder": (["reconstruct", "{tmp}/empty", "--out", "{tmp}/o"], "empty: no images in this folder"),
-    "one image": (["reconstruct", "{tmp}/one.png", "--out", "{tmp}/o"], "needs at least 2 images, got 1"),
     "two videos": (["reconstruct", "{tmp}/a.mp4", "{tmp}/b.mp4", "--out", "{tmp}/o"], "a video must be given alone"),
-    "damaged image": (["reconstruct", "{tmp}/one.png", "{tmp}/bad.png", "--out", "{tmp}/o"], "bad.png: "),
+    "damaged images": (
+        ["reconstruct", "{tmp}/bad.png", "{tmp}/text.jpg", "--out", "{tmp}/o"],
+        "bad.png: not an image in a known format (and 1 more that cannot be read)"
+    ),
+    "damaged images, incremental": (
+        ["reconstruct", "{tmp}/bad.png", "{tmp}/text.jpg", "--out", "{tmp}/o", "--mode", "incremental"],
+        "bad.png: not an image in a known format"
+    ),
+    "results are there": (
+        ["reconstruct", "{tmp}/images", "--out", "{tmp}/done"], "done holds results already: choose another folder"
+    ),
+    "no such reference": (
+        ["reconstruct", "{tmp}/images", "--out", "{tmp}/o", "--reference", "5"], "number from 0 to 4, got 5"
+    ),
+    "unknown export": (
+        ["reconstruct", "{tmp}/images", "--out", "{tmp}/o", "--export", "obj"], "--export must be all or names of glb"
+    ),
+    "clean-up out of range": (
+        ["reconstruct", "{tmp}/images", "--out", "{tmp}/o", "--consistency", "2"], "consistency must be from 0 to 1"
+    ),
     "every 0": (["reconstruct", "{tmp}/images", "--out", "{tmp}/o", "--every", "0"], "--every must be at least 1"),
     "given without camera": (
         ["reconstruct", "{tmp}/images", "--out", "{tmp}/o", "--intrinsics", "given"], "needs --camera FX FY CX CY"
@@ -218,6 +326,9 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(images, tmp_path, capsys, a
     (tmp_path / "empty").mkdir()
     (tmp_path / "one.png").write_bytes((images / "view8.png").read_bytes())
     (tmp_path / "bad.png").write_bytes(b"no image")
+    (tmp_path / "text.jpg").write_text("a shopping list")
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "cameras.json").write_text("{}")
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "broken.yaml").write_text("a: [1")

@@ -127,7 +127,7 @@ def test_few_views_are_paired_completely_and_many_in_a_window():
 def test_progress_is_reported(pack):
     seen = []
     run_batch(pack_sources(pack), EVERY_IMAGE, OraclePredictor(path(VIEWS)), progress=lambda *call: seen.append(call))
-    assert {stage for stage, _, _ in seen} == {"encode", "decode", "align"}
+    assert {stage for stage, _, _ in seen} == {"encode", "decode", "align", "fuse"}
     assert all(done <= whole for _, done, whole in seen)
 
 

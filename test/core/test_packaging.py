@@ -7,6 +7,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -29,12 +30,14 @@ DECLARED_AS = {
     "matplotlib": ("matplotlib", "python3-matplotlib"),
     "numpy": ("numpy", "python3-numpy"),
     "open3d": ("open3d", "python3-open3d-pip"),
+    "pycolmap": ("pycolmap", ""),
     "rosbags": ("rosbags", "python3-rosbags-pip"),
     "safetensors": ("safetensors", ""),
     "scipy": ("scipy", "python3-scipy"),
     "torch": ("torch", "python3-pytorch-pip"),
     "skimage": ("scikit-image", "python3-skimage"),
     "tqdm": ("tqdm", "python3-tqdm"),
+    "trimesh": ("trimesh", ""),
     "yaml": ("pyyaml", "python3-yaml"),
 }
 
@@ -45,7 +48,13 @@ def canonical(name: str) -> str:
 
 def pyproject_dependencies() -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [Requirement(line) for line in project["dependencies"] + project["optional-dependencies"]["train"]]
+    return [Requirement(line) for line in project["dependencies"] + _of_extras(project)]
+
+
+def _of_extras(project: dict[str, Any]) -> list[str]:
+    """What the package can use beyond its dependencies; the extra for developers is of no concern here."""
+    extras = project["optional-dependencies"]
+    return [line for name, lines in extras.items() if name != "dev" for line in lines]
 
 
 def pins(name: str) -> list[Requirement]:

@@ -6,12 +6,13 @@ import weakref
 import numpy as np
 import pytest
 
+from dust3r_ros.batch import reconstruct
 from dust3r_ros.config import ReconstructorConfig, make_config
 from dust3r_ros.data import PairPrediction, PairState, PreparedImage
 from dust3r_ros.errors import AlignmentError
 from dust3r_ros.geometry import procrustes
 from dust3r_ros.pairing import SceneGraph, make_pairs
-from dust3r_ros.pipeline import Reconstructor, SourceImage, reconstruct
+from dust3r_ros.pipeline import Reconstructor, SourceImage
 from dust3r_ros.predictor import ImageSize, PairPredictor, PredictorInfo
 from dust3r_ros.training.sequences import RenderedSequence, walk_through_room
 from dust3r_ros.training.truth import TruePredictor

@@ -1,0 +1,75 @@
+"""``dust3r-ros depth``: depth, normals and intrinsics of a single image."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from dust3r_ros.cli.options import add_model_options, add_verbose, model_config, output_folder
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "depth",
+        help="depth, normals and intrinsics of a single image",
+        description="Depth, normals and intrinsics of a single image. Needs a network (--checkpoint).",
+    )
+    parser.add_argument("image", type=Path, metavar="IMAGE")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR",
+        help="depth.npy (up to scale), confidence.npy, normals.npy (towards the camera), depth.png, normals.png and "
+        "camera.json go here",
+    )  # fmt: skip
+    add_model_options(parser)
+    add_verbose(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Look, write and print."""
+    import numpy as np
+
+    from dust3r_ros.evaluation.page import coloured
+    from dust3r_ros.evaluation.report import text_table
+    from dust3r_ros.images import load_image
+    from dust3r_ros.mapping.export import replacing, write_json
+    from dust3r_ros.mapping.folders import write_image
+    from dust3r_ros.pipeline import load_predictor
+    from dust3r_ros.tasks.single import look
+
+    image = load_image(arguments.image)
+    out = output_folder(arguments.out)
+    found = look(image, load_predictor(model_config(arguments)))
+    for name, values in (("depth", found.depth), ("confidence", found.confidence), ("normals", found.normals)):
+        with replacing(out / f"{name}.npy") as scratch:
+            np.save(scratch, values.astype(np.float32))
+    known = found.depth > 0
+    inverse = np.divide(1.0, found.depth, out=np.zeros_like(found.depth), where=known)
+    write_image(coloured(inverse, known), out / "depth.png")
+    write_image(_shown(found.normals), out / "normals.png")
+    original = found.image.transform.to_original(found.intrinsics)
+    camera = {
+        "file": str(arguments.image),
+        "width": original.width,
+        "height": original.height,
+        "K": original.matrix(centres_at_integers=True).tolist(),
+        "K_of_depth": found.intrinsics.matrix(centres_at_integers=True).tolist(),
+    }
+    write_json(camera, out / "camera.json")
+    rows = [
+        ("focal", f"{original.focal_px:.1f} px of {original.width}x{original.height}"),
+        ("depth", f"{known.mean():.0%} of {known.shape[1]}x{known.shape[0]} pixels"),
+        ("written", str(out)),
+    ]
+    print(text_table(rows))
+    return 0
+
+
+def _shown(normals: Any) -> Any:
+    """Normals as colours: right red, up green, towards the camera blue; black where unknown."""
+    import numpy as np
+
+    colours = np.rint((normals * (1, -1, -1) + 1) / 2 * 255)
+    return np.where((normals != 0).any(axis=-1, keepdims=True), colours, 0).astype(np.uint8)

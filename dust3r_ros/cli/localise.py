@@ -1,0 +1,68 @@
+"""``dust3r-ros localise``: where images were taken, in a map that was made before."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from dust3r_ros.cli.options import add_model_options, add_verbose, model_config, output_folder
+from dust3r_ros.cli.progress import progress_bars
+from dust3r_ros.cli.reconstruct import add_camera, camera_of, find_images
+from dust3r_ros.errors import AlignmentError
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "localise",
+        help="place new images in a saved map",
+        description="Place new images in a saved map: a folder of reconstruct or replay with --export depth, or any "
+        "posed image pack with depth.",
+    )
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="a folder or image files")
+    parser.add_argument("--map", type=Path, required=True, metavar="DIR", dest="map_folder", help="the saved map")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write cameras.json with the poses found here")
+    parser.add_argument("--neighbours", type=int, default=4, metavar="N", help="keyframes to compare with (default 4)")
+    add_camera(parser)
+    add_model_options(parser)
+    add_verbose(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Place every image; those that cannot be are said. An error only when none can."""
+    from dust3r_ros.errors import ImageError
+    from dust3r_ros.evaluation.report import markdown_table
+    from dust3r_ros.images import load_image
+    from dust3r_ros.mapping.export import CameraRecord, write_cameras_json
+    from dust3r_ros.pipeline import load_predictor
+    from dust3r_ros.tasks.localise import Localiser
+
+    if arguments.neighbours < 1:
+        raise ImageError(f"--neighbours must be at least 1, got {arguments.neighbours}")
+    paths = find_images(arguments.images)
+    out = output_folder(arguments.out) if arguments.out is not None else None
+    localiser = Localiser(arguments.map_folder, load_predictor(model_config(arguments)), arguments.neighbours)
+    rows, cameras = [], []
+    with progress_bars() as bars:
+        for done, path in enumerate(paths):
+            bars("localise", done, len(paths))
+            image = load_image(path)
+            try:
+                found = localiser.locate(image, camera_of(arguments, *image.shape[:2]))
+            except AlignmentError as error:
+                rows.append([path.name, "-", "-", str(error)])
+                continue
+            place = "({:.3f}, {:.3f}, {:.3f})".format(*found.camera_to_world[:3, 3])
+            focal = f"{found.intrinsics.focal_px:.1f} px, {found.intrinsics_from}"
+            rows.append([path.name, place, focal, f"{found.inliers} of {found.points} points fit"])
+            name = os.path.relpath(path, out) if out is not None else str(path)
+            cameras.append(CameraRecord(name, found.intrinsics, found.camera_to_world))
+    print(markdown_table(["image", "place", "focal", ""], rows))
+    if not cameras:
+        raise AlignmentError(f"none of the {len(paths)} images could be placed in {arguments.map_folder}")
+    if out is not None:
+        write_cameras_json(cameras, out / "cameras.json", metric=localiser.metric)
+    return 0

@@ -1,0 +1,106 @@
+"""``dust3r-ros match``: which pixels of two images show the same point, and where the second camera stands."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dust3r_ros.cli.options import add_model_options, add_verbose, model_config, output_folder
+from dust3r_ros.errors import AlignmentError
+
+if TYPE_CHECKING:
+    from dust3r_ros.data import ByteImage, FloatArray, PreparedImage
+    from dust3r_ros.tasks.matches import PixelMatches
+    from dust3r_ros.tasks.pair import PairResult
+
+_DRAWN = 60
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "match",
+        help="pixel correspondences and relative pose of two images",
+        description="Pixel correspondences and relative pose of two images.",
+    )
+    parser.add_argument("first", type=Path, metavar="IMAGE_I")
+    parser.add_argument("second", type=Path, metavar="IMAGE_J")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR",
+        help="matches.npz (pixels of the images, centres at integers), pose.json and matches.jpg go here",
+    )  # fmt: skip
+    add_model_options(parser)
+    add_verbose(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Match, write and print. Without matches nothing is written."""
+    import numpy as np
+
+    from dust3r_ros.evaluation.report import text_table
+    from dust3r_ros.images import load_image
+    from dust3r_ros.mapping.export import replacing, write_json
+    from dust3r_ros.mapping.folders import write_image
+    from dust3r_ros.pipeline import load_predictor
+    from dust3r_ros.tasks.pair import relate
+
+    first, second = load_image(arguments.first), load_image(arguments.second)
+    out = output_folder(arguments.out)
+    found = relate(first, second, load_predictor(model_config(arguments)))
+    if not len(found.matches):
+        raise AlignmentError(f"{arguments.first} and {arguments.second} share nothing")
+    with replacing(out / "matches.npz") as scratch:
+        np.savez(
+            scratch,
+            pixels_i=_original(found.images[0], found.matches.pixels_i),
+            pixels_j=_original(found.images[1], found.matches.pixels_j),
+            confidence=found.matches.confidence,
+        )
+    write_json(found.to_json(), out / "pose.json")
+    write_image(_drawing(found.images[0].pixels, found.images[1].pixels, found.matches), out / "matches.jpg")
+    print(text_table([*_rows(found), ("written", str(out))]))
+    return 0
+
+
+def _original(image: PreparedImage, pixels: Any) -> FloatArray:
+    """Pixel centres in the original image, (N, 2), centres at integers."""
+    t = image.transform
+    original: FloatArray = (pixels + 0.5 - (t.offset_x, t.offset_y)) / (t.scale_x, t.scale_y) - 0.5
+    return original
+
+
+def _rows(found: PairResult) -> list[tuple[str, str]]:
+    rows = [("matches", f"{len(found.matches)}")]
+    for name, pose in (("PnP", found.pnp), ("Procrustes", found.procrustes)):
+        if pose is None:
+            rows.append((f"pose by {name}", "none"))
+            continue
+        share = f"{pose.inliers.mean():.0%} of {len(pose.inliers)} points fit"
+        rows.append(
+            (f"pose by {name}", f"turned by {found.angle_deg(pose):.2f} deg, towards {found.heading(pose)}; {share}")
+        )
+    if found.focals_px is not None:
+        rows.append(("focals", f"{found.focals_px[0]:.1f} px, {found.focals_px[1]:.1f} px"))
+    return rows
+
+
+def _drawing(first: ByteImage, second: ByteImage, matches: PixelMatches) -> ByteImage:
+    """Both images side by side, and lines between some matches that are spread over them."""
+    import cv2
+    import numpy as np
+
+    height = max(first.shape[0], second.shape[0])
+    canvas = np.zeros((height, first.shape[1] + second.shape[1], 3), np.uint8)
+    canvas[: first.shape[0], : first.shape[1]] = first
+    canvas[: second.shape[0], first.shape[1] :] = second
+    chosen = np.random.default_rng(0).permutation(len(matches))[:_DRAWN]
+    colours = cv2.applyColorMap(np.linspace(0, 255, len(chosen)).astype(np.uint8)[None], cv2.COLORMAP_TURBO)[0]
+    order = chosen[np.argsort(matches.pixels_i[chosen, 0])]
+    for k, colour in zip(order, colours[:, ::-1].tolist()):
+        i, j = matches.pixels_i[k].tolist(), (matches.pixels_j[k] + (first.shape[1], 0)).tolist()
+        cv2.line(canvas, i, j, colour, 1, cv2.LINE_AA)
+        cv2.circle(canvas, i, 3, colour, -1, cv2.LINE_AA)
+        cv2.circle(canvas, j, 3, colour, -1, cv2.LINE_AA)
+    return canvas

@@ -1,0 +1,82 @@
+"""Two images put in relation: matches, and the second camera's pose in two ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dust3r_ros.batch import intrinsics_of
+from dust3r_ros.data import ByteImage, PreparedImage
+from dust3r_ros.errors import AlignmentError
+from dust3r_ros.geometry import rotation_angle_deg
+from dust3r_ros.images import prepare
+from dust3r_ros.predictor import PairPredictor
+from dust3r_ros.tasks.matches import PixelMatches, match_pixels
+from dust3r_ros.tasks.pose import CameraPose, relative_pose_pnp, relative_pose_procrustes
+
+
+@dataclass(frozen=True, eq=False)
+class PairResult:
+    """``pnp`` and ``procrustes`` are camera j's pose in camera i's frame, None where there is none.
+
+    ``focals_px`` are of the original images, by the pointmaps.
+    """
+
+    images: tuple[PreparedImage, PreparedImage]
+    matches: PixelMatches
+    pnp: CameraPose | None
+    procrustes: CameraPose | None
+    focals_px: tuple[float, float] | None
+
+    @staticmethod
+    def angle_deg(pose: CameraPose) -> float:
+        """The angle between the cameras' orientations."""
+        return float(rotation_angle_deg(pose.camera_to_world[:3, :3]))
+
+    @staticmethod
+    def heading(pose: CameraPose) -> str:
+        """The direction from camera i to camera j, in camera i's axes, as text."""
+        shift = pose.camera_to_world[:3, 3]
+        return "({:.3f}, {:.3f}, {:.3f})".format(*(shift / max(float(np.linalg.norm(shift)), 1e-12)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Poses (4, 4) of camera j in camera i's frame, up to the translation's scale, and what supports them."""
+        values: dict[str, Any] = {"matches": len(self.matches)}
+        for name, pose in (("pnp", self.pnp), ("procrustes", self.procrustes)):
+            if pose is not None:
+                matrix = pose.camera_to_world.tolist()
+                values[name] = {"camera_j_to_camera_i": matrix, "inlier_share": float(pose.inliers.mean())}
+        if self.focals_px is not None:
+            values["focals_px"] = list(self.focals_px)
+        return values
+
+
+def relate(first: ByteImage, second: ByteImage, predictor: PairPredictor[Any]) -> PairResult:
+    """Matches and relative pose of two images (H, W, 3); the pose's translation is up to scale."""
+    images = [prepare(image, predictor.image_size) for image in (first, second)]
+    cameras = [f"{image.transform.original_width}x{image.transform.original_height}" for image in images]
+    i, j = (predictor.encode(image, camera) for image, camera in zip(images, cameras))
+    forward, back = predictor.predict([(i, j), (j, i)])
+    try:
+        k_i = intrinsics_of(forward.points_i, forward.conf_i)
+        k_j = intrinsics_of(back.points_i, back.conf_i)
+    except AlignmentError:
+        return PairResult((images[0], images[1]), match_pixels(forward), None, None, None)
+    focals = [image.transform.to_original(k).focal_px for image, k in zip(images, (k_i, k_j))]
+    return PairResult(
+        (images[0], images[1]),
+        match_pixels(forward),
+        _or_none(lambda: relative_pose_pnp(forward, k_j)),
+        _or_none(lambda: relative_pose_procrustes(forward, back)),
+        (focals[0], focals[1]),
+    )
+
+
+def _or_none(estimate: Callable[[], CameraPose]) -> CameraPose | None:
+    try:
+        return estimate()
+    except AlignmentError:
+        return None
