@@ -42,5 +42,9 @@ class ExportError(Dust3rError):
     """A result cannot be written."""
 
 
+class DeviceMemoryError(Dust3rError):
+    """The device has too little memory for the work in hand; less of it may fit."""
+
+
 class RosError(Dust3rError):
     """ROS is missing, incomplete, or a message has a form that is not supported."""

@@ -180,9 +180,10 @@ def state_name(snapshot: Snapshot, *, paused: bool) -> str:
 
 
 def status_message(
-    frame_id: str, snapshot: Snapshot, info: PredictorInfo, *, state: str, queue_length: int, map_points: int
+    frame_id: str, snapshot: Snapshot, info: PredictorInfo | None, *, state: str, queue_length: int, map_points: int
 ) -> Status:
-    """A Status from the node's statistics."""
+    """A Status from the node's statistics; ``info`` is None while no model is loaded."""
+    info = info or PredictorInfo("", False, "", "")
     status = Status(
         header=header_of(snapshot.stamp_ns, frame_id),
         model=info.name,

@@ -28,7 +28,8 @@ from dust3r_ros.mapping.export import CameraRecord, stamp_text, write_cameras_js
 from dust3r_ros.msg import Status
 from dust3r_ros.ros.convert import cloud_of, depth_of, pose_of, transform_of
 from dust3r_ros.ros.decode import intrinsics_of, stamp_ns_of
-from dust3r_ros.ros.publishers import OUTPUTS, reliable
+from dust3r_ros.ros.publishers import OUTPUTS
+from dust3r_ros.ros.qos import reliable
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from dust3r_ros.data import Intrinsics
 from dust3r_ros.ros.convert import camera_info_message, header_of
-from dust3r_ros.ros.publishers import image_qos
+from dust3r_ros.ros.qos import image_qos
 
 START_NS = 1_700_000_000_000_000_000
 STEP_NS = 100_000_000

@@ -23,7 +23,8 @@ from std_srvs.srv import SetBool, Trigger
 from dust3r_ros.mapping.export import read_cloud
 from dust3r_ros.ros.convert import cloud_of
 from dust3r_ros.ros.processes import Child
-from dust3r_ros.ros.publishers import OUTPUTS, latched
+from dust3r_ros.ros.publishers import OUTPUTS
+from dust3r_ros.ros.qos import latched
 from dust3r_ros.ros.recorder import Recorded, Recorder, spin_until
 from dust3r_ros.srv import SaveMap
 

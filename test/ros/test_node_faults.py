@@ -12,7 +12,7 @@ import dust3r_ros.ros.node as node_module
 from dust3r_ros.keyframes import KeyframeDecision, KeyframeReason
 from dust3r_ros.predictor import PredictorInfo
 from dust3r_ros.ros.convert import header_of
-from dust3r_ros.ros.publishers import reliable
+from dust3r_ros.ros.qos import reliable
 from dust3r_ros.ros.recorder import Recorder
 
 PATIENCE_S = 30.0

@@ -1,0 +1,187 @@
+"""What the worker's thread does: keyframes into the map, and out to the publishers."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from dust3r_ros.config import NodeConfig
+from dust3r_ros.data import ByteImage, FloatArray, Update
+from dust3r_ros.errors import DeviceMemoryError
+from dust3r_ros.pipeline import Reconstructor
+from dust3r_ros.ros.cameras import Frame
+from dust3r_ros.ros.frames import MapFrames
+from dust3r_ros.ros.publishers import Publishers
+from dust3r_ros.ros.saving import folder_inside, save_map
+from dust3r_ros.ros.statistics import Drop, Statistics, drop_of
+from dust3r_ros.ros.worker import Worker
+
+log = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
+_QUICK_S = 0.5
+
+
+class Mapper:
+    """The reconstruction, its worker, and its results on the publishers.
+
+    ``offer`` is for the executor's thread and never waits for the worker. Raises CheckpointError for a model that
+    cannot be loaded.
+    """
+
+    def __init__(
+        self, config: NodeConfig, frames: MapFrames, outputs: Publishers, statistics: Statistics,
+        changed: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """``changed`` is called in the worker's thread after each keyframe."""
+        self.config = config
+        self.frames = frames
+        self.statistics = statistics
+        self.map_points = 0
+        self.failure = ""  # what the last keyframe failed with, empty when it did not
+        self._outputs = outputs
+        self._changed = changed
+        self._reconstructor = Reconstructor(config.reconstructor)
+        self._window = config.reconstructor.window
+        self._newest_ns = 0
+        self._anew: set[str] = set()  # cameras whose next image is to be a keyframe
+        self._counting = threading.Lock()  # an image is counted and queued in the callback, a reset runs in the worker
+        self._worker: Worker[Frame] = Worker(self._reconstruct, config.queue_size, self._on_failed)
+        self._worker.start()
+
+    @property
+    def reconstructor(self) -> Reconstructor:
+        """The reconstruction; its map belongs to the worker's thread."""
+        return self._reconstructor
+
+    @property
+    def queue_length(self) -> int:
+        """Keyframes waiting for the worker."""
+        return self._worker.queue_length
+
+    @property
+    def window(self) -> int:
+        """Keyframes a new one is paired with; fewer than configured where the device's memory is short."""
+        return self._window
+
+    def offer(self, stamp_ns: int, make: Callable[[], Frame]) -> None:
+        """Count an image, and queue it when it is to be a keyframe. Raises what ``make`` raises."""
+        with self._counting:
+            self.statistics.received(stamp_ns)
+            frame = make()
+            anew = frame.camera in self._anew
+            decision = self._reconstructor.select(frame.image, frame.stamp_ns, frame.camera, anew=anew)
+            if not decision.take:
+                self.statistics.dropped(drop_of(decision.reason))
+                return
+            self._anew.discard(frame.camera)
+            if self._worker.offer(frame) is not None:
+                self.statistics.dropped(Drop.QUEUE_FULL)
+
+    def take_next(self, cameras: list[str]) -> None:
+        """Make the next image of each camera a keyframe, if there is anything to be seen in it."""
+        self._anew.update(cameras)
+
+    def reconfigure(self, config: NodeConfig) -> None:
+        """Take over the live options."""
+        self.config = config
+        self._reconstructor.reconfigure(config.reconstructor)
+
+    def refresh(self) -> None:
+        """Publish path and map when they are due."""
+        period = self.config.map_period
+        if self._outputs.due(period) and self._worker.task_count == 0:
+            self._worker.call(lambda: self._outputs.latest(self._newest_ns, self._reconstructor, period))
+
+    def call(self, task: Callable[[], ResultT], done: Callable[[object], None]) -> None:
+        """Run a task in the worker's thread, before the waiting keyframes; ``done`` is given its future."""
+        self._worker.call(task).add_done_callback(done)
+
+    def idle(self, timeout_s: float) -> bool:
+        """Forget the waiting keyframes, and wait for the one in hand; False when it took longer."""
+        with self._counting:
+            self.statistics.dropped(Drop.QUEUE_FULL, self._worker.clear())
+        return self._worker.wait_idle(timeout_s)
+
+    def close(self) -> bool:
+        """Stop, and free the device's memory; False when the keyframe in hand had to be left alone."""
+        stopped = self._worker.stop(_QUICK_S)
+        if stopped:
+            del self._reconstructor
+            free_device_memory()
+        return stopped
+
+    def reset(self) -> None:
+        """Forget map, path, counts and what waits. In the worker's thread."""
+        with self._counting:
+            self._worker.clear()
+            self._reconstructor.reset()
+            self._window = self.config.reconstructor.window
+            self.statistics.reset()
+            self.map_points, self.failure = 0, ""
+        self._outputs.cleared(self._newest_ns)
+
+    def save(self, path: str) -> list[Path]:
+        """Write the map to a folder inside the configured one. In the worker's thread."""
+        newest = self.statistics.snapshot().newest
+        folder = folder_inside(self.config.map_folder, path)
+        intrinsics = newest.intrinsics if newest is not None else None
+        return save_map(self._reconstructor, self.frames.map, intrinsics, folder)
+
+    def _reconstruct(self, frame: Frame) -> None:
+        known = self.frames.camera_in_reference(frame.camera_frame, frame.stamp_ns, self.config.transform_timeout)
+        if known is None and len(self._reconstructor.trajectory()) < 2:  # the map cannot begin anywhere
+            self.statistics.dropped(Drop.NO_TRANSFORM)
+            self._anew.add(frame.camera)
+            return
+        update = self._within_memory(frame, self._undistorted(frame))
+        self.map_points = len(self._reconstructor.map)
+        self.failure = ""
+        if update.view.registered:
+            self._newest_ns = frame.stamp_ns
+            self._publish(frame, update, known)
+        self.statistics.finished(update, frame.arrived)
+        self._changed()
+
+    def _publish(self, frame: Frame, update: Update, camera_in_reference: FloatArray | None) -> None:
+        pose = update.view.camera_to_world
+        if camera_in_reference is not None and len(self._reconstructor.trajectory()) == 1:
+            self.frames.anchor(camera_in_reference, pose)
+        edge = self.frames.edge(frame.camera_frame, pose, camera_in_reference)
+        self._outputs.keyframe(update, frame.camera_frame, self.config.reconstructor.map, edge)
+
+    def _undistorted(self, frame: Frame) -> ByteImage:
+        return frame.image if frame.lens is None else frame.lens.undistorted(frame.image)
+
+    def _within_memory(self, frame: Frame, image: ByteImage) -> Update:
+        """Reconstruct with as much of the window as the device has memory for."""
+        intrinsics = frame.lens.intrinsics if frame.lens is not None else None
+        while True:
+            try:
+                return self._reconstructor.reconstruct(image, frame.stamp_ns, frame.camera, intrinsics)
+            except DeviceMemoryError as error:
+                if self._window == 1:
+                    raise
+                self._window //= 2
+                log.warning("%s: keyframes are paired with %d older ones from now on", error, self._window)
+                self._reconstructor.limit_window(self._window)
+                free_device_memory()
+
+    def _on_failed(self, frame: Frame, error: Exception) -> None:
+        self.failure = f"{type(error).__name__}: {error}"
+        self.statistics.dropped(Drop.FAILED)
+        log.error("keyframe at %d ns dropped: %s", frame.stamp_ns, self.failure)
+        self._changed()
+
+
+def free_device_memory() -> None:
+    """Give back what PyTorch keeps of the device's memory, if PyTorch is in use."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
