@@ -48,12 +48,12 @@ class Snapshot:
     received: int = 0
     keyframes: int = 0
     dropped: Mapping[Drop, int] = field(default_factory=dict)
-    image_rate: float = 0.0
-    callback_p99_ms: float = 0.0
     keyframe_rate: float = 0.0
     latency_ms: float = 0.0
     newest: Update | None = None
     lost: bool = False
+    image_rate: float = 0.0
+    callback_p99_ms: float = 0.0
 
 
 class Statistics:
