@@ -2,120 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from camera import BAD, FRAME, stamp_of
 from layers import FOCAL_PX, HEIGHT, WIDTH
-from rclpy.client import Client
+from rig import PATIENCE_S, SMALL, Rig, running
 from sensor_msgs.msg import PointCloud2
 from std_srvs.srv import SetBool, Trigger
 
 from dust3r_ros.mapping.export import read_cloud
 from dust3r_ros.ros.convert import cloud_of
 from dust3r_ros.ros.processes import Child
-from dust3r_ros.ros.publishers import OUTPUTS
 from dust3r_ros.ros.qos import latched
-from dust3r_ros.ros.recorder import Recorded, Recorder, spin_until
 from dust3r_ros.srv import SaveMap
-
-PATIENCE_S = 120.0
-HERE = Path(__file__).parent
-SMALL = ("image_size:=256", "window:=1", "queue_size:=100", "image_history:=100", "keyframes.every_image:=true",
-         "map_period:=0.1", "image_reliability:=reliable")  # fmt: skip
-
-
-@dataclass
-class Rig:
-    """A running node, and the recorder that hears it."""
-
-    node: Child
-    recorder: Recorder
-    environment: dict[str, str]
-    folder: Path
-    namespace: str
-
-    @property
-    def recorded(self) -> Recorded:
-        return self.recorder.recorded
-
-    def wait(self, condition: Callable[[], bool]) -> None:
-        """Until the condition holds; fails with what the node said when it does not."""
-
-        def ready() -> bool:
-            self.node.check_running()
-            return condition()
-
-        if not spin_until(self.recorder, ready, PATIENCE_S):
-            pytest.fail(f"not in {PATIENCE_S:g} s; status {self.recorded.status}; log {self.log()}")
-
-    def film(self, topic: str, kinds: list[str], *more: str) -> None:
-        """Run the camera and wait until the node has dealt with all its images."""
-        before = self.recorded.status.frames_received
-        camera = Child("camera", [topic, ",".join(kinds), *more], self.folder / "camera.log", self.environment)
-        with camera.start():
-            self.wait(lambda: not camera.running)
-            camera.check_finished()
-        self.wait(lambda: self.recorded.status.frames_received == before + len(kinds) and not self.recorded.in_flight())
-
-    def settled(self) -> bool:
-        """Whether the path and map are those of the newest keyframe."""
-        newest = max(self.recorded.transforms, default=0)
-        path = self.recorded.path
-        return newest > 0 and self.recorded.cloud_stamp_ns == newest and bool(path) and path[-1][0] == newest
-
-    def call(self, kind: type, name: str, request: object) -> object:
-        client: Client = self.recorder.create_client(kind, f"{self.namespace}/dust3r/{name}")
-        self.wait(client.service_is_ready)
-        answer = client.call_async(request)
-        self.wait(answer.done)
-        self.recorder.destroy_client(client)
-        return answer.result()
-
-    def log(self) -> str:
-        return self.node.log_file.read_text("utf-8", "replace")
-
-
-@pytest.fixture(scope="module")
-def start(ros: None, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Rig]:
-    """Makes a rig whose node has these parameters and arguments; leave it by a with block over its node."""
-
-    names = (f"/rig{number}" for number in itertools.count())
-
-    def make(*parameters: str, arguments: tuple[str, ...] = ()) -> Rig:
-        folder, namespace = tmp_path_factory.mktemp("node"), next(names)
-        own_tf = ["--ros-args", "-r", f"/tf:={namespace}/tf"]
-        given = [word for parameter in (*parameters, f"map_folder:={folder}") for word in ("-p", parameter)]
-        path = os.pathsep.join([str(HERE), environment.get("PYTHONPATH", "")])
-        own = {**environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        log_file = folder / "node.log"
-        node = Child("dust3r_ros.ros.node", [*own_tf, "-r", f"__ns:={namespace}", *arguments, *given], log_file, own)
-        recorder = Recorder(f"{namespace}/dust3r", cli_args=own_tf, use_global_arguments=False)
-        return Rig(node, recorder, own, folder, namespace)
-
-    return make
-
-
-def running(rig: Rig, stop: signal.Signals = signal.SIGINT) -> Iterator[Rig]:
-    with rig.node.start():
-        names = [f"{rig.namespace}/dust3r/{output.name}" for output in OUTPUTS]
-        rig.wait(lambda: rig.recorded.status is not None and all(map(rig.recorder.count_publishers, names)))
-        yield rig
-        os.kill(rig.node._started().pid, stop)
-        assert spin_until(rig.recorder, lambda: not rig.node.running, PATIENCE_S)
-        rig.node.check_finished()
-    assert "Traceback" not in rig.log()
-    rig.recorder.destroy_node()
-
 
 MIXED = ["rgb8", "truncated", "bgr8", "unknown", "mono8", "zero", "rgba8", "mono16", "bgra8"]
 GOOD = [stamp_of(place) for place, kind in enumerate(MIXED) if kind not in BAD]
