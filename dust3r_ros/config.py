@@ -169,7 +169,7 @@ class NodeConfig:
         False, "The images are rectified: P of their CameraInfo holds for them, and no distortion is undone"
     )
     silent_after: float = option(
-        5.0, "A camera without an image for this long is reported, seconds", minimum=0.5, live=True)  # fmt: skip
+        4.0, "A camera without an image for this long is reported, seconds", minimum=0.5, live=True)  # fmt: skip
     map_frame: str = option("map", "Frame of the world that the map is in")
     camera_frame: str = option("", "Frame of the camera, if there is one; empty takes it from the images' headers")
     publish_tf: bool = option(True, "Publish the transform that tf_mode names")

@@ -45,6 +45,7 @@ class Recorded:
     """
 
     camera_frame: str = ""
+    camera_frames: set[str] = field(default_factory=set)
     transforms: dict[int, FloatArray] = field(default_factory=dict)
     poses: dict[int, FloatArray] = field(default_factory=dict)
     points: dict[int, int] = field(default_factory=dict)
@@ -111,6 +112,7 @@ class Recorder(Node):
         ours = [sent for sent in message.transforms if sent.header.frame_id == self._world_frame]
         for sent in ours:  # a robot has others on this topic
             self.recorded.camera_frame = sent.child_frame_id
+            self.recorded.camera_frames.add(sent.child_frame_id)
             self.recorded.transforms[stamp_ns_of(sent.header)] = transform_of(sent.transform)
 
     def _on_pose(self, message: PoseStamped) -> None:

@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class Rig:
     folder: Path
     namespace: str
     diagnostics: dict[str, DiagnosticStatus] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)  # every warning and error of the diagnostics
 
     @property
     def recorded(self) -> Recorded:
@@ -52,6 +54,8 @@ class Rig:
                 name, _, part = status.name.partition(": ")
                 if name == f"{self.namespace}/dust3r".lstrip("/"):
                     self.diagnostics[part] = status
+                    if status.level != DiagnosticStatus.OK:
+                        self.said.append(f"{part}: {status.message}")
 
         self.recorder.create_subscription(DiagnosticArray, "/diagnostics", on_diagnostics, reliable(10))
 
@@ -124,8 +128,9 @@ def make_rig(environment: dict[str, str], folder: Path, *parameters: str, argume
     return rig
 
 
+@contextmanager
 def running(rig: Rig, stop: signal.Signals = signal.SIGINT) -> Iterator[Rig]:
-    """Start the node, give the rig, and see to it that the node ends well."""
+    """Start the node, and see to it that it ends well."""
     with rig.node.start():
         names = [f"{rig.namespace}/dust3r/{output.name}" for output in OUTPUTS]
         rig.wait(lambda: rig.recorded.status is not None and all(map(rig.recorder.count_publishers, names)))

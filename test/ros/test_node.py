@@ -30,7 +30,7 @@ GOOD = [stamp_of(place) for place, kind in enumerate(MIXED) if kind not in BAD]
 @pytest.fixture(scope="module")
 def mapped(start: Callable[..., Rig]) -> Iterator[Rig]:
     """A node that was sent raw images of many encodings, and broken ones between them."""
-    for rig in running(start(*SMALL)):
+    with running(start(*SMALL)) as rig:
         rig.film(f"{rig.namespace}/image", MIXED)
         rig.wait(rig.settled)
         yield rig
@@ -106,13 +106,13 @@ def test_compressed_images_with_given_intrinsics_on_remapped_topics_until_sigter
     arguments = ("-r", "image:=/front/image_raw", "-r", "camera_info:=/front/camera_info")
     rig = start(*SMALL, "image_transport:=compressed", "intrinsics:=given", arguments=arguments)
     kinds = ["jpeg", "jpeg_truncated", "png", "noise", "jpeg"]
-    for started in running(rig, signal.SIGTERM):
-        started.film("/front/image_raw/compressed", kinds, "--info", "/front/camera_info")
-        status, known = started.recorded.status, started.recorded.intrinsics
+    with running(rig, signal.SIGTERM):
+        rig.film("/front/image_raw/compressed", kinds, "--info", "/front/camera_info")
+        status, known = rig.recorded.status, rig.recorded.intrinsics
         assert (status.frames_received, status.keyframes, status.dropped_invalid) == (5, 3, 2)
         assert known.focal_px == pytest.approx(FOCAL_PX)
         assert (known.width, known.height, status.focal_spread_px) == (WIDTH, HEIGHT, 0.0)
-        assert started.recorded.disagreements() == []
+        assert rig.recorded.disagreements() == []
 
 
 def test_interrupted_in_the_middle_of_work_it_ends_well_within_two_seconds(start):
