@@ -153,7 +153,7 @@ class Camera:
         if publisher.topic_type != wanted:
             return f"{publisher.node_name} publishes {publisher.topic_type}, {wanted} is expected (image_transport)"
         compatible, reason = qos_check_compatible(publisher.qos_profile, self._qos)
-        if compatible is QoSCompatibility.ERROR:
+        if compatible == QoSCompatibility.ERROR:  # a new object each time
             offered = _reliability(publisher.qos_profile)
             wish = _reliability(self._qos)
             return (

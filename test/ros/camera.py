@@ -1,7 +1,7 @@
 """A camera driver for the tests, a process of its own: publishes a list of good and bad images, then ends.
 
-python camera.py TOPIC KIND[,KIND...] [--info TOPIC] [--period S] [--from N] [--reliability NAME] [--frame FRAME]
-                 [--bent]
+python camera.py TOPIC KIND[,KIND...] [--info TOPIC] [--period S] [--from N] [--at N] [--still]
+                 [--reliability NAME] [--frame FRAME] [--bent]
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ def main() -> int:
     parser.add_argument("--info", default="")
     parser.add_argument("--period", type=float, default=0.05)
     parser.add_argument("--from", type=int, default=0, dest="first", help="place of the first image on the way")
+    parser.add_argument("--at", type=int, help="where the first image is taken (default: as --from)")
+    parser.add_argument("--still", action="store_true", help="all from one place")
     parser.add_argument("--reliability", default="reliable")
     parser.add_argument("--frame", default=FRAME)
     parser.add_argument("--bent", action="store_true", help="the lens has distortion")
@@ -106,11 +108,12 @@ def main() -> int:
         if time.monotonic() > deadline:
             raise TimeoutError(f"nobody subscribed to {arguments.topic}")
         rclpy.spin_once(node, timeout_sec=0.05)
+    shift = 0 if arguments.at is None else arguments.at - arguments.first
     for place, name in enumerate(arguments.kinds, arguments.first):
         if infos is not None and name != "jpeg_truncated":
             infos.publish(described(stamp_of(place), arguments.frame, bent=arguments.bent))
         rclpy.spin_once(node, timeout_sec=arguments.period)
-        view = layered_view(STEP_X * place)
+        view = layered_view(0.0 if arguments.still else STEP_X * (place + shift))
         if arguments.bent:
             view = through_lens(view)
         message = (compressed if name in COMPRESSED else raw)(name, view)

@@ -118,7 +118,8 @@ def make_rig(environment: dict[str, str], folder: Path, *parameters: str, argume
     """A rig whose node has these parameters and arguments; leave it by a with block over its node."""
     namespace = f"/rig{next(_numbers)}"
     own_tf = ["--ros-args", "-r", f"/tf:={namespace}/tf", "-r", f"/tf_static:={namespace}/tf_static"]
-    given = [word for parameter in (*parameters, f"map_folder:={folder}") for word in ("-p", parameter)]
+    given = [word for parameter in (*parameters, f"map_folder:={folder}")
+             for word in ("-p", parameter.replace("NAMESPACE", namespace))]  # fmt: skip
     path = os.pathsep.join([str(HERE), environment.get("PYTHONPATH", "")])
     own = {**environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DUST3R_TEST_FAULTS": faults}
     node = Child(module, [*own_tf, "-r", f"__ns:={namespace}", *arguments, *given], folder / "node.log", own)

@@ -72,6 +72,7 @@ def test_distortion_is_undone_and_the_published_intrinsics_are_the_straight_imag
         known = lens_of(described(0, FRAME, bent=True), rectified=False).intrinsics
         assert rig.recorded.intrinsics.focal_px == pytest.approx(known.focal_px, rel=1e-6)
         assert known.focal_px < 0.95 * FOCAL_PX  # the straight image shows more
+        rig.wait(rig.settled)
         places = [pose[:3, 3] for _, pose in rig.recorded.path]
         ways = [later - places[0] for later in places[1:]]
         assert all(abs(way[0]) > 0.99 * (way @ way) ** 0.5 for way in ways)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from camera import BAD, FRAME, stamp_of
 from layers import FOCAL_PX, HEIGHT, WIDTH
+from rclpy.qos import ReliabilityPolicy
 from rig import PATIENCE_S, SMALL, Rig, running
 from sensor_msgs.msg import PointCloud2
 from std_srvs.srv import SetBool, Trigger
@@ -131,6 +132,30 @@ def test_interrupted_in_the_middle_of_work_it_ends_well_within_two_seconds(start
     assert "Traceback" not in rig.log()
     assert rig.recorded.in_flight() > 0
     rig.recorder.destroy_node()
+
+
+def test_keyframe_now_takes_the_next_image_even_when_nothing_moved(start):
+    rig = start(*(given for given in SMALL if not given.startswith("keyframes")))
+    topic = f"{rig.namespace}/image"
+    with running(rig):
+        rig.film(topic, ["rgb8"] * 3, "--still")
+        assert (rig.recorded.status.keyframes, rig.recorded.status.dropped_not_needed) == (1, 2)
+        assert rig.call(Trigger, "keyframe_now", Trigger.Request()).message == "the next image becomes a keyframe"
+        rig.film(topic, ["rgb8"] * 3, "--still", "--from", "3")
+        wanted = rig.recorded.status
+        assert wanted.keyframes + wanted.dropped_failed == 2  # without parallax it may not find a place
+        assert wanted.dropped_not_needed == 4
+        assert rig.call(SetBool, "pause", SetBool.Request(data=True)).success
+        assert rig.call(Trigger, "keyframe_now", Trigger.Request()).message == "the node is paused"
+
+
+def test_the_quality_of_service_of_a_stream_is_a_parameter(start):
+    rig = start(*SMALL, "qos_overrides.NAMESPACE/dust3r/points.publisher.reliability:=best_effort")
+    with running(rig):
+        (points,) = rig.recorder.get_publishers_info_by_topic(f"{rig.namespace}/dust3r/points")
+        (depth,) = rig.recorder.get_publishers_info_by_topic(f"{rig.namespace}/dust3r/depth")
+        assert points.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
+        assert depth.qos_profile.reliability == ReliabilityPolicy.RELIABLE
 
 
 def test_a_wrong_parameter_is_one_line_and_exit_code_2(environment):
