@@ -81,8 +81,8 @@ def arguments() -> list[DeclareLaunchArgument]:
 def about(name: str) -> str:
     """What a parameter is, and its choices."""
     option = options_of(NodeConfig)[name]
-    choices = option.choices or (tuple(TRUTHS) if option.type is bool else ())
-    return f"{option.description}{f' ({", ".join(choices)})' if choices else ''}"
+    choices = ", ".join(TRUTHS if option.type is bool else option.choices)
+    return f"{option.description} ({choices})" if choices else option.description
 
 
 def parameters(context: LaunchContext) -> list[object]:

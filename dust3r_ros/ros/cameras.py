@@ -81,9 +81,9 @@ def _camera(name: str, info: str, config: NodeConfig, resolve: Callable[[str], s
 
 
 class Camera:
-    """One camera's subscriptions. All methods belong to the executor's thread.
+    """One camera's subscriptions.
 
-    ``on_image`` is given every message; ``frame`` makes it into what the worker takes.
+    ``on_image`` is given every message in the executor's thread; ``frame`` makes it into what the worker takes, in any.
     """
 
     def __init__(
@@ -120,12 +120,12 @@ class Camera:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
 
-    def frame(self, message: Any) -> Frame:
+    def frame(self, message: Any, arrived: float) -> Frame:
         """What the worker takes. Raises RosError for an image that cannot be used."""
         image = self._to_rgb(message)
         lens = self._calibration.for_image(*image.shape[:2])
         camera_frame = self._frame_id or frame_name(message.header.frame_id) or "camera"
-        return Frame(self.topics.image, camera_frame, image, stamp_ns_of(message.header), lens, time.monotonic())
+        return Frame(self.topics.image, camera_frame, image, stamp_ns_of(message.header), lens, arrived)
 
     def silent_s(self) -> float:
         """Seconds since the last image, or since the subscription began."""

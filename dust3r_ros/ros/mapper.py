@@ -1,4 +1,4 @@
-"""What the worker's thread does: keyframes into the map, and out to the publishers."""
+"""From images to the map: one thread looks at every image, another reconstructs those that become keyframes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import gc
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from dust3r_ros.config import NodeConfig
 from dust3r_ros.data import ByteImage, FloatArray, Update
-from dust3r_ros.errors import DeviceMemoryError
+from dust3r_ros.errors import DeviceMemoryError, RosError
 from dust3r_ros.pipeline import Reconstructor
+from dust3r_ros.ros.calibration import CalibrationMissingError
 from dust3r_ros.ros.cameras import Frame
 from dust3r_ros.ros.frames import MapFrames
 from dust3r_ros.ros.publishers import Publishers
@@ -23,15 +26,30 @@ from dust3r_ros.ros.worker import Worker
 
 log = logging.getLogger(__name__)
 
-ResultT = TypeVar("ResultT")
 _QUICK_S = 0.5
+_SAY_S = 5.0  # between two messages about images that cannot be used
+
+
+@dataclass(frozen=True, eq=False)
+class Shot:
+    """An image that has arrived and has not been looked at; ``read`` makes a frame of it, or raises RosError."""
+
+    stamp_ns: int
+    read: Callable[[], Frame]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The files of a map that was written, and its number of points."""
+
+    files: list[Path]
+    points: int
 
 
 class Mapper:
-    """The reconstruction, its worker, and its results on the publishers.
+    """The reconstruction, its two threads, and its results on the publishers.
 
-    ``offer`` is for the executor's thread and never waits for the worker. Raises CheckpointError for a model that
-    cannot be loaded.
+    ``offer`` is for the executor's thread and only queues. Raises CheckpointError for a model that cannot be loaded.
     """
 
     def __init__(
@@ -49,9 +67,12 @@ class Mapper:
         self._reconstructor = Reconstructor(config.reconstructor)
         self._window = config.reconstructor.window
         self._newest_ns = 0
+        self._said_at = -_SAY_S
         self._anew: set[str] = set()  # cameras whose next image is to be a keyframe
-        self._counting = threading.Lock()  # an image is counted and queued in the callback, a reset runs in the worker
+        self._counting = threading.Lock()  # an image is counted and queued at once, or a reset clears both
+        self._lookout: Worker[Shot] = Worker(self._look, config.image_history, self._on_unusable)
         self._worker: Worker[Frame] = Worker(self._reconstruct, config.queue_size, self._on_failed)
+        self._lookout.start()
         self._worker.start()
 
     @property
@@ -69,19 +90,12 @@ class Mapper:
         """Keyframes a new one is paired with; fewer than configured where the device's memory is short."""
         return self._window
 
-    def offer(self, stamp_ns: int, make: Callable[[], Frame]) -> None:
-        """Count an image, and queue it when it is to be a keyframe. Raises what ``make`` raises."""
+    def offer(self, shot: Shot) -> None:
+        """Count an image and queue it to be looked at; the oldest gives way."""
         with self._counting:
-            self.statistics.received(stamp_ns)
-            frame = make()
-            anew = frame.camera in self._anew
-            decision = self._reconstructor.select(frame.image, frame.stamp_ns, frame.camera, anew=anew)
-            if not decision.take:
-                self.statistics.dropped(drop_of(decision.reason))
-                return
-            self._anew.discard(frame.camera)
-            if self._worker.offer(frame) is not None:
-                self.statistics.dropped(Drop.QUEUE_FULL)
+            self.statistics.received(shot.stamp_ns)
+            if self._lookout.offer(shot) is not None:
+                self.statistics.dropped(Drop.UNSEEN)
 
     def take_next(self, cameras: list[str]) -> None:
         """Make the next image of each camera a keyframe, if there is anything to be seen in it."""
@@ -98,40 +112,67 @@ class Mapper:
         if self._outputs.due(period) and self._worker.task_count == 0:
             self._worker.call(lambda: self._outputs.latest(self._newest_ns, self._reconstructor, period))
 
-    def call(self, task: Callable[[], ResultT], done: Callable[[object], None]) -> None:
-        """Run a task in the worker's thread, before the waiting keyframes; ``done`` is given its future."""
-        self._worker.call(task).add_done_callback(done)
+    def reset(self) -> Future[None]:
+        """Forget map, path, counts and what waits, once neither thread is at work on an image."""
+        return self._lookout.call(lambda: self._worker.call(self._reset).result())
+
+    def save(self, path: str) -> Future[Saved]:
+        """Write the map to a folder inside the configured one, before the waiting keyframes are worked on."""
+        return self._worker.call(lambda: self._save(path))
 
     def idle(self, timeout_s: float) -> bool:
-        """Forget the waiting keyframes, and wait for the one in hand; False when it took longer."""
+        """Forget what waits, and wait for the keyframe in hand; False when it took longer."""
         with self._counting:
+            self.statistics.dropped(Drop.UNSEEN, self._lookout.clear())
             self.statistics.dropped(Drop.QUEUE_FULL, self._worker.clear())
-        return self._worker.wait_idle(timeout_s)
+        return self._lookout.wait_idle(timeout_s) and self._worker.wait_idle(timeout_s)
 
     def close(self) -> bool:
         """Stop, and free the device's memory; False when the keyframe in hand had to be left alone."""
-        stopped = self._worker.stop(_QUICK_S)
+        stopped = self._lookout.stop(_QUICK_S) and self._worker.stop(_QUICK_S)
         if stopped:
             del self._reconstructor
             free_device_memory()
         return stopped
 
-    def reset(self) -> None:
-        """Forget map, path, counts and what waits. In the worker's thread."""
+    # In the lookout's thread.
+
+    def _look(self, shot: Shot) -> None:
+        frame = shot.read()
+        anew = frame.camera in self._anew
+        decision = self._reconstructor.select(frame.image, frame.stamp_ns, frame.camera, anew=anew)
+        if not decision.take:
+            self.statistics.dropped(drop_of(decision.reason))
+            return
+        self._anew.discard(frame.camera)
+        if self._worker.offer(frame) is not None:
+            self.statistics.dropped(Drop.QUEUE_FULL)
+
+    def _on_unusable(self, shot: Shot, error: Exception) -> None:
+        waits = isinstance(error, CalibrationMissingError)
+        self.statistics.dropped(Drop.NO_CALIBRATION if waits else Drop.INVALID)
+        kind = "" if isinstance(error, RosError) else f"{type(error).__name__}: "
+        if time.monotonic() - self._said_at >= _SAY_S:
+            self._said_at = time.monotonic()
+            log.warning("image skipped: %s%s", kind, error)
+
+    # In the worker's thread.
+
+    def _reset(self) -> None:
+        self._reconstructor.reset()
+        self._window = self.config.reconstructor.window
         with self._counting:
+            self._lookout.clear()
             self._worker.clear()
-            self._reconstructor.reset()
-            self._window = self.config.reconstructor.window
             self.statistics.reset()
             self.map_points, self.failure = 0, ""
         self._outputs.cleared(self._newest_ns)
 
-    def save(self, path: str) -> list[Path]:
-        """Write the map to a folder inside the configured one. In the worker's thread."""
+    def _save(self, path: str) -> Saved:
         newest = self.statistics.snapshot().newest
         folder = folder_inside(self.config.map_folder, path)
         intrinsics = newest.intrinsics if newest is not None else None
-        return save_map(self._reconstructor, self.frames.map, intrinsics, folder)
+        return Saved(save_map(self._reconstructor, self.frames.map, intrinsics, folder), self.map_points)
 
     def _reconstruct(self, frame: Frame) -> None:
         known = self.frames.camera_in_reference(frame.camera_frame, frame.stamp_ns, self.config.transform_timeout)

@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import rclpy
@@ -19,29 +21,27 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 
 from dust3r_ros.config import NodeConfig
 from dust3r_ros.errors import Dust3rError, RosError
-from dust3r_ros.ros.calibration import CalibrationMissingError
 from dust3r_ros.ros.cameras import Camera, camera_topics
 from dust3r_ros.ros.convert import state_name, status_message
 from dust3r_ros.ros.decode import stamp_ns_of
 from dust3r_ros.ros.diagnostics import Diagnostics
 from dust3r_ros.ros.frames import MapFrames
 from dust3r_ros.ros.logs import forwarded_logs
-from dust3r_ros.ros.mapper import Mapper
+from dust3r_ros.ros.mapper import Mapper, Shot
 from dust3r_ros.ros.params import LiveParameters, declare_config
 from dust3r_ros.ros.publishers import Publishers
 from dust3r_ros.ros.services import Services
-from dust3r_ros.ros.statistics import Drop, Snapshot, Statistics
+from dust3r_ros.ros.statistics import Snapshot, Statistics
 from dust3r_ros.ros.timeline import Timeline
 from dust3r_ros.ros.transforms import TransformListener
 
 _NAME = "dust3r"
-_THROTTLE_S = 5.0
 _DRAIN_S = 10.0  # how long a clean-up waits for the keyframe in hand
 _SWITCH_S = 0.0005  # how long the worker may hold Python while a callback waits for it
 
 
 class Dust3rNode(LifecycleNode):
-    """Chooses keyframes in the image callback and reconstructs them in a worker thread, while active.
+    """Hands images to a mapper while active.
 
     Raises ConfigError for wrong parameters.
     """
@@ -58,7 +58,7 @@ class Dust3rNode(LifecycleNode):
         self._resetting = threading.Event()
         self._outputs = Publishers(self)
         self._diagnostics = Diagnostics(self)
-        Services(self, lambda: self._mapper, self._pause, self._keyframe_now)
+        Services(self, lambda: self._mapper, self._reset, self._pause, self._keyframe_now)
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # goes on when /clock stands still
         self.create_timer(1.0, self._report, clock=steady)
         self.create_timer(0.1, self._refresh, clock=steady)
@@ -171,12 +171,7 @@ class Dust3rNode(LifecycleNode):
         stamp_ns = stamp_ns_of(message.header)
         if (back_s := self._timeline.jump_back_s(stamp_ns)) > 0 and self._begin_anew(back_s):
             return
-        try:
-            self._mapper.offer(stamp_ns, lambda: camera.frame(message))
-        except RosError as error:
-            waits = isinstance(error, CalibrationMissingError)
-            self._statistics.dropped(Drop.NO_CALIBRATION if waits else Drop.INVALID)
-            self.get_logger().warning(f"image skipped: {error}", throttle_duration_sec=_THROTTLE_S)
+        self._mapper.offer(Shot(stamp_ns, partial(camera.frame, message, began)))
         self._statistics.callback(time.monotonic() - began)
 
     def _begin_anew(self, back_s: float) -> bool:
@@ -188,7 +183,7 @@ class Dust3rNode(LifecycleNode):
         self.get_logger().warning(f"the images went back in time by {back_s:.1f} s: {what} (on_time_jump)")
         if anew and self._mapper is not None:
             self._resetting.set()
-            self._mapper.call(self._mapper.reset, lambda _: self._resetting.clear())
+            self._reset(self._mapper).add_done_callback(lambda _: self._resetting.clear())
         return anew
 
     def _refresh(self) -> None:
@@ -224,6 +219,10 @@ class Dust3rNode(LifecycleNode):
     def _reconfigure(self, config: NodeConfig) -> None:
         if self._mapper is not None:
             self._mapper.reconfigure(config)
+
+    def _reset(self, mapper: Mapper) -> Future[None]:
+        self._timeline = Timeline()
+        return mapper.reset()
 
     def _pause(self, paused: bool) -> None:
         self._paused = paused

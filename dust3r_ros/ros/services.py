@@ -18,20 +18,23 @@ from dust3r_ros.srv import SaveMap
 class Services:
     """Reset, pause, save_map and keyframe_now. ``mapper`` gives the one in force, None while unconfigured."""
 
-    def __init__(self, node: Node, mapper: Callable[[], Mapper | None], pause: Callable[[bool], None],
-                 keyframe_now: Callable[[], str]) -> None:  # fmt: skip
-        """``pause`` is told whether to pause; ``keyframe_now`` does it, and says why not when it cannot."""
+    def __init__(
+        self, node: Node, mapper: Callable[[], Mapper | None], reset: Callable[[Mapper], Any],
+        pause: Callable[[bool], None], keyframe_now: Callable[[], str],
+    ) -> None:  # fmt: skip
+        """``reset`` gives a future; ``pause`` is told whether to; ``keyframe_now`` says why not when it cannot."""
         self._node = node
         self._mapper = mapper
+        self._reset = reset
         self._pause = pause
         self._keyframe_now = keyframe_now
         # A service that waits for the worker must not keep other callbacks waiting, as it would in their group.
         group = ReentrantCallbackGroup()
         self._woken = node.create_guard_condition(lambda: None, callback_group=group)
-        reset: Any = self._on_reset  # rclpy's executor knows coroutines, its types do not
-        save: Any = self._on_save_map
-        node.create_service(Trigger, "~/reset", reset, callback_group=group)
-        node.create_service(SaveMap, "~/save_map", save, callback_group=group)
+        on_reset: Any = self._on_reset  # rclpy's executor knows coroutines, its types do not
+        on_save: Any = self._on_save_map
+        node.create_service(Trigger, "~/reset", on_reset, callback_group=group)
+        node.create_service(SaveMap, "~/save_map", on_save, callback_group=group)
         node.create_service(SetBool, "~/pause", self._on_pause)
         node.create_service(Trigger, "~/keyframe_now", self._on_keyframe_now)
 
@@ -48,22 +51,21 @@ class Services:
         return response
 
     async def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        _, response.message = await self._in_worker(lambda mapper: mapper.reset())
+        _, response.message = await self._answer(self._reset)
         response.success = not response.message
         response.message = response.message or "map, path and counts are empty"
         return response
 
     async def _on_save_map(self, request: SaveMap.Request, response: SaveMap.Response) -> SaveMap.Response:
-        saved, response.message = await self._in_worker(lambda mapper: (mapper.save(request.path), mapper.map_points))
+        saved, response.message = await self._answer(lambda mapper: mapper.save(request.path))
         response.success = not response.message
         if saved is not None:
-            files, points = saved
-            response.files = [str(file) for file in files]
-            response.message = f"{points} points written"
+            response.files = [str(file) for file in saved.files]
+            response.message = f"{saved.points} points written"
         return response
 
-    async def _in_worker(self, task: Callable[[Mapper], Any]) -> tuple[Any, str]:
-        """The result of a task done by the worker, or None and what went wrong, without blocking the executor."""
+    async def _answer(self, begin: Callable[[Mapper], Any]) -> tuple[Any, str]:
+        """The result of a task that the mapper begins, or None and what went wrong, without blocking the executor."""
         mapper = self._mapper()
         if mapper is None:
             return None, "the node is not configured"
@@ -77,5 +79,5 @@ class Services:
             if self._node.context.ok():
                 self._woken.trigger()  # the executor sleeps until something happens
 
-        mapper.call(lambda: task(mapper), answer)
+        begin(mapper).add_done_callback(answer)
         return await answered or (None, "")

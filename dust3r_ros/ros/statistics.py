@@ -20,6 +20,7 @@ _RATE_WINDOW_S = 10.0
 class Drop(Enum):
     """Why an image did not become part of the map."""
 
+    UNSEEN = "unseen"
     NOT_NEEDED = "not needed"
     BLURRED = "blurred"
     QUEUE_FULL = "queue full"
