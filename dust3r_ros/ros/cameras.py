@@ -76,7 +76,7 @@ def _camera(name: str, info: str, config: NodeConfig, resolve: Callable[[str], s
     folder = plain.rpartition("/")[0]
     beside = f"{folder}/camera_info" if folder or plain.startswith("/") else "camera_info"
     # Named as image_transport does: below the plain topic, so that remapping that one moves this one too.
-    image = resolve(plain) + _COMPRESSED if compressed else resolve(plain)
+    image = resolve(resolve(plain) + _COMPRESSED) if compressed else resolve(plain)
     return CameraTopics(image, resolve(info or beside), compressed)
 
 

@@ -150,12 +150,12 @@ def test_keyframe_now_takes_the_next_image_even_when_nothing_moved(start):
 
 
 def test_the_quality_of_service_of_a_stream_is_a_parameter(start):
-    rig = start(*SMALL, "qos_overrides.NAMESPACE/dust3r/points.publisher.reliability:=best_effort")
+    rig = start(*SMALL, "qos_overrides.NAMESPACE/image.subscription.reliability:=best_effort")
     with running(rig):
+        (images,) = rig.recorder.get_subscriptions_info_by_topic(f"{rig.namespace}/image")
         (points,) = rig.recorder.get_publishers_info_by_topic(f"{rig.namespace}/dust3r/points")
-        (depth,) = rig.recorder.get_publishers_info_by_topic(f"{rig.namespace}/dust3r/depth")
-        assert points.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
-        assert depth.qos_profile.reliability == ReliabilityPolicy.RELIABLE
+        assert images.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
+        assert points.qos_profile.reliability == ReliabilityPolicy.RELIABLE
 
 
 def test_a_wrong_parameter_is_one_line_and_exit_code_2(environment):
