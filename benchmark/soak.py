@@ -40,7 +40,7 @@ from dust3r_ros.srv import SaveMap
 
 PATIENCE_S = 120.0
 PAUSE_S = 4.0  # between two faults
-PLAY_S = 20.0  # of the recording, before and after
+PLAY_S = 10.0  # of the recording, before and after
 
 
 @dataclass

@@ -58,7 +58,7 @@ class MapFrames:
             return None
         child = self._reference or camera_frame
         parent = self._listener.parent_of(child) if self._listener is not None else ""
-        if parent not in ("", self.map.name):
+        if parent:
             other = "base or odom" if self._mode == "camera" else "odom"
             advice = f": tf_mode {other} hangs the robot's own tree below it" if self._mode != "odom" else ""
             self.problem = f"{child} has the parent {parent} on TF, {self.map.name} -> {child} is not published{advice}"

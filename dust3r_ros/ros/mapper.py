@@ -110,7 +110,8 @@ class Mapper:
         """Publish path and map when they are due."""
         period = self.config.map_period
         if self._outputs.due(period) and self._worker.task_count == 0:
-            self._worker.call(lambda: self._outputs.latest(self._newest_ns, self._reconstructor, period))
+            task = self._worker.call(lambda: self._outputs.latest(self._newest_ns, self._reconstructor, period))
+            task.add_done_callback(self._on_published)
 
     def reset(self) -> Future[None]:
         """Forget map, path, counts and what waits, once neither thread is at work on an image."""
@@ -129,7 +130,8 @@ class Mapper:
 
     def close(self) -> bool:
         """Stop, and free the device's memory; False when the keyframe in hand had to be left alone."""
-        stopped = self._lookout.stop(_QUICK_S) and self._worker.stop(_QUICK_S)
+        # The worker first: its cancelled tasks may be what the lookout waits for.
+        stopped = all([self._worker.stop(_QUICK_S), self._lookout.stop(_QUICK_S)])
         if stopped:
             del self._reconstructor
             free_device_memory()
@@ -213,7 +215,13 @@ class Mapper:
                 self._reconstructor.limit_window(self._window)
                 free_device_memory()
 
+    def _on_published(self, done: Future[None]) -> None:
+        if not done.cancelled() and (error := done.exception()) is not None and self._outputs.alive:
+            log.error("map and path not published: %s: %s", type(error).__name__, error)
+
     def _on_failed(self, frame: Frame, error: Exception) -> None:
+        if not self._outputs.alive:  # what is published after the end fails
+            return
         self.failure = f"{type(error).__name__}: {error}"
         self.statistics.dropped(Drop.FAILED)
         log.error("keyframe at %d ns dropped: %s", frame.stamp_ns, self.failure)

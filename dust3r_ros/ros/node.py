@@ -118,7 +118,7 @@ class Dust3rNode(LifecycleNode):
         with forwarded_logs(self.get_logger()):  # the licence of the weights is said while they are loaded
             listens = config.publish_tf or config.tf_mode != "camera"
             odometry = config.use_odometry and config.tf_mode == "odom"
-            self._listener = TransformListener(self, odometry=odometry) if listens else None
+            self._listener = TransformListener(self, config.map_frame, odometry=odometry) if listens else None
             frames = MapFrames(config, self._listener)
             try:
                 self._statistics.reset()
@@ -196,7 +196,7 @@ class Dust3rNode(LifecycleNode):
 
     def _publish_status(self) -> None:
         mapper, snapshot = self._mapper, self._statistics.snapshot()
-        if not self.context.ok():  # what is published after the end fails
+        if not self._outputs.alive:  # what is published after the end fails
             return
         self._outputs.status(
             status_message(

@@ -85,6 +85,11 @@ class Publishers:
         self._map = Schedule()
         self._trajectory = Schedule()
 
+    @property
+    def alive(self) -> bool:
+        """Whether ROS still runs, so that something can be published."""
+        return bool(self._node.context.ok())
+
     def wanted(self, name: str) -> bool:
         """Whether somebody subscribes to an output."""
         return self._publishers[name].get_subscription_count() > 0

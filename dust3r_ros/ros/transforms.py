@@ -21,8 +21,6 @@ from dust3r_ros.ros.decode import stamp_ns_of
 from dust3r_ros.ros.qos import image_qos, latched, reliable
 from dust3r_ros.ros.tf_buffer import TransformMissingError
 
-_PARENT_KEPT_S = 10.0  # how long a moving frame keeps a parent that is heard of no more
-
 
 def frame_name(frame_id: str) -> str:
     """A frame as tf2 knows it: those of ROS 1 recordings begin with a slash."""
@@ -30,12 +28,16 @@ def frame_name(frame_id: str) -> str:
 
 
 class TransformListener:
-    """Hears /tf and /tf_static, and odometry when asked; ``lookup`` may be called from any thread."""
+    """Hears /tf and /tf_static, and odometry when asked; ``lookup`` may be called from any thread.
 
-    def __init__(self, node: Node, *, odometry: bool) -> None:
+    What hangs from ``map_frame`` is the node's own and is not listened to.
+    """
+
+    def __init__(self, node: Node, map_frame: str, *, odometry: bool) -> None:
         self._node = node
+        self._map_frame = map_frame
         self._buffer = compat.transform_buffer()
-        self._parents: dict[str, tuple[str, float]] = {}  # by child: the parent, and time.monotonic() when it ends
+        self._parents: dict[str, str] = {}  # by child
         self._changed = threading.Condition()
         self._subscriptions: list[Any] = [
             node.create_subscription(TFMessage, "/tf_static", lambda m: self._on_tf(m, static=True), latched(100)),
@@ -69,10 +71,9 @@ class TransformListener:
                     self._changed.wait(left)
 
     def parent_of(self, child: str) -> str:
-        """The frame that a frame hangs from on TF now; empty when it hangs from none."""
+        """The frame that a frame hangs from on TF, by what was heard last; empty when it hangs from none."""
         with self._changed:
-            parent, until = self._parents.get(child, ("", 0.0))
-            return parent if time.monotonic() < until else ""
+            return self._parents.get(child, "")
 
     def clear(self) -> None:
         """Forget all but the static transforms: time has begun anew."""
@@ -102,9 +103,10 @@ class TransformListener:
         self._remember(parent, child, stamp_ns_of(header), pose, static=static, on_tf=on_tf)
 
     def _remember(self, parent: str, child: str, stamp_ns: int, pose: FloatArray, *, static: bool, on_tf: bool) -> None:
+        if parent == self._map_frame:
+            return
         with self._changed:
             self._buffer.set(parent, child, stamp_ns, pose, static=static)
             if on_tf:
-                until = float("inf") if static else time.monotonic() + _PARENT_KEPT_S
-                self._parents[child] = (parent, until)
+                self._parents[child] = parent
             self._changed.notify_all()

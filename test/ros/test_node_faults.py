@@ -53,3 +53,5 @@ def test_while_the_worker_is_slow_images_are_counted_and_the_oldest_keyframes_gi
         assert status.keyframes + status.dropped_queue_full == 12
         assert status.dropped_queue_full >= 4
         rig.wait(lambda: any(said.startswith("mapping: too slow") for said in rig.said))
+        mapping = {pair.key: pair.value for pair in rig.diagnostics["mapping"].values}
+        assert float(mapping["image callback p99, ms"]) < 50.0  # a prediction takes 1000
