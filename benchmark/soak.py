@@ -39,8 +39,9 @@ from dust3r_ros.ros.recorder import Recorder, spin_until
 from dust3r_ros.srv import SaveMap
 
 PATIENCE_S = 120.0
+DRAIN_S = 600.0
 PAUSE_S = 4.0  # between two faults
-PLAY_S = 10.0  # of the recording, before and after
+PLAY_S = 5.0  # of the recording, before and after
 
 
 @dataclass
@@ -177,7 +178,8 @@ class Soak:
         self.wait(lambda: recorded.status.frames_received == 0)
         player = self.play("--duration", str(PLAY_S), "--rate", "0.25")
         self.wait(lambda: not player.running, 4 * PLAY_S + PATIENCE_S)
-        self.wait(lambda: recorded.idle_for_s() > 2.0)
+        if not self.wait(lambda: recorded.idle_for_s() > 2.0, DRAIN_S):
+            self.failed.append(f"still busy {DRAIN_S:g} s after the last image")
         status = recorded.status
         return {
             "images": float(status.frames_received), "keyframes": float(status.keyframes),
@@ -198,7 +200,7 @@ def soak(bag: Path, minutes: float, folder: Path, parameters: list[str]) -> dict
     environment = private_environment()
     rclpy.init(args=[], domain_id=int(environment["ROS_DOMAIN_ID"]))
     own = [f"image_topics:=['{image.name}']", "image_reliability:=reliable", f"map_folder:={folder / 'maps'}",
-           f"image_transport:={'compressed' if compressed else 'raw'}", "image_history:=100", "queue_size:=20",
+           f"image_transport:={'compressed' if compressed else 'raw'}", "image_history:=100", "queue_size:=100",
            "image_size:=256", *parameters]  # fmt: skip
     given = ["--ros-args", *(word for parameter in own for word in ("-p", parameter))]
     node = Child("dust3r_ros.ros.node", given, folder / "node.log", environment)
