@@ -131,7 +131,12 @@ class Dust3rNode(LifecycleNode):
     def _activate(self) -> None:
         topics = camera_topics(self.config, self.resolve_topic_name)
         self._timeline = Timeline()
-        self._cameras = [Camera(self, named, self.config, self._on_image) for named in topics]
+        try:
+            for named in topics:
+                self._cameras.append(Camera(self, named, self.config, self._on_image))
+        except BaseException:
+            self._close_cameras()
+            raise
         names = ", ".join(camera.topics.image for camera in self._cameras)
         info = self._mapper.reconstructor.info if self._mapper is not None else None
         model = f"; model {info.name} on {info.device}" if info is not None else ""
