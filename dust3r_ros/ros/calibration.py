@@ -8,7 +8,7 @@ from collections.abc import Callable
 from sensor_msgs.msg import CameraInfo
 
 from dust3r_ros.errors import RosError
-from dust3r_ros.ros.lens import Lens, lens_of
+from dust3r_ros.ros.lens import Lens, lens_of, same_camera
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Calibration:
 
     def update(self, message: CameraInfo) -> None:
         """Take over a CameraInfo. Raises RosError for one that is no camera's."""
-        if self._message is not None and _same(self._message, message):
+        if self._message is not None and same_camera(self._message, message):
             return  # the maps that undo a distortion are costly
         self._lens = lens_of(message, rectified=self._rectified)
         first, self._message = self._message is None, message
@@ -63,14 +63,3 @@ class Calibration:
             return None
         size = f"{lens.intrinsics.width}x{lens.intrinsics.height}"
         raise RosError(f"{self._topic} is for {size} images, got one of {width}x{height}")
-
-
-def _same(first: CameraInfo, second: CameraInfo) -> bool:
-    names = ("width", "height", "distortion_model", "d", "k", "p", "binning_x", "binning_y", "roi")
-    return all(_equal(getattr(first, name), getattr(second, name)) for name in names)
-
-
-def _equal(first: object, second: object) -> bool:
-    if hasattr(first, "__len__") and hasattr(second, "__len__"):
-        return list(first) == list(second)  # type: ignore[call-overload]
-    return first == second

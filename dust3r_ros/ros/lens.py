@@ -48,7 +48,7 @@ def lens_of(message: Any, *, rectified: bool) -> Lens | None:
     if rectified:
         return _rectified(message)
     known = intrinsics_of(message)
-    coefficients = np.asarray(message.d if hasattr(message, "d") else message.D, dtype=np.float64)
+    coefficients = _field(message, "d")
     if known is None or not coefficients.any():
         return Lens(known) if known is not None else None
     model = str(message.distortion_model)
@@ -62,13 +62,27 @@ def lens_of(message: Any, *, rectified: bool) -> Lens | None:
     return _pinhole(known, coefficients)
 
 
+def same_camera(first: Any, second: Any) -> bool:
+    """Whether two CameraInfo describe the same lens: making a ``Lens`` is costly."""
+    if any(getattr(first, name) != getattr(second, name) for name in ("width", "height", "distortion_model")):
+        return False
+    if first.roi != second.roi or (first.binning_x, first.binning_y) != (second.binning_x, second.binning_y):
+        return False
+    return all(np.array_equal(_field(first, name), _field(second, name)) for name in ("d", "k", "p"))
+
+
+def _field(message: Any, name: str) -> NDArray[np.float64]:
+    """A matrix of a CameraInfo; ROS 1 has capitals."""
+    return np.asarray(getattr(message, name, getattr(message, name.upper(), None)), dtype=np.float64)
+
+
 def _check_count(model: str, coefficients: NDArray[np.float64], most: int) -> None:
     if len(coefficients) not in {4, most} or not np.isfinite(coefficients).all():
         raise RosError(f"{model} has {most} finite coefficients, got D = {coefficients.tolist()}")
 
 
 def _rectified(message: Any) -> Lens | None:
-    p = np.asarray(message.p if hasattr(message, "p") else message.P, dtype=np.float64).reshape(3, 4)
+    p = _field(message, "p").reshape(3, 4)
     if p[0, 0] == 0.0:
         return None
     stand_in = _PinholeInfo(message, p[:, :3].ravel())
