@@ -181,16 +181,43 @@ class ReconstructorConfig:
 class NodeConfig:
     """The ROS node."""
 
-    image_transport: str = option("raw", "Form of the image topic", choices=("raw", "compressed"))
+    autostart: bool = option(True, "Configure and activate at the start; false waits for a lifecycle manager")
+    image_topics: list[str] = option(
+        ("image",), "Image topics, one a camera; a name that ends in /compressed has compressed images")  # fmt: skip
+    camera_info_topics: list[str] = option(
+        ("",), "CameraInfo topics in the order of image_topics; an empty or missing one is camera_info beside the "
+        "image topic")  # fmt: skip
+    image_transport: str = option(
+        "raw", "Form of the image topics whose names do not say it; compressed adds /compressed to them",
+        choices=("raw", "compressed"))  # fmt: skip
     image_reliability: str = option(
-        "best_effort", "Quality of service of the image topic; best effort receives from every publisher, reliable "
+        "best_effort", "Quality of service of the image topics; best effort receives from every publisher, reliable "
         "has what got lost sent again but needs a reliable publisher", choices=("best_effort", "reliable"))  # fmt: skip
     image_history: int = option(
-        5, "Images that may wait for the node while it is busy, the oldest give way; few keep a robot's map current, "
-        "many lose nothing of a recording and cost their memory", minimum=1, maximum=1000)  # fmt: skip
+        5, "Images of a camera that may wait for the node while it is busy, the oldest give way; few keep a robot's "
+        "map current, many lose nothing of a recording and cost their memory", minimum=1, maximum=1000)  # fmt: skip
+    rectified: bool = option(
+        False, "The images are rectified: P of their CameraInfo holds for them, and no distortion is undone"
+    )
+    silent_after: float = option(
+        4.0, "A camera without an image for this long is reported, seconds", minimum=0.5, live=True)  # fmt: skip
     map_frame: str = option("map", "Frame of the world that the map is in")
-    camera_frame: str = option("", "Frame of the camera; empty takes it from the images' headers")
-    publish_tf: bool = option(True, "Publish map -> camera on TF")
+    camera_frame: str = option("", "Frame of the camera, if there is one; empty takes it from the images' headers")
+    publish_tf: bool = option(True, "Publish the transform that tf_mode names")
+    tf_mode: str = option(
+        "camera", "Child of map_frame on TF: each camera's frame, base_frame, or odom_frame (REP-105)",
+        choices=("camera", "base", "odom"))  # fmt: skip
+    base_frame: str = option("base_link", "Frame of the robot that carries the cameras; used by tf_mode base")
+    odom_frame: str = option("odom", "Frame of the robot's odometry; used by tf_mode odom")
+    use_odometry: bool = option(
+        False, "Take the robot's motion from the topic odom; false takes it from TF; used by tf_mode odom"
+    )
+    transform_timeout: float = option(
+        0.5, "Longest wait of a keyframe for the transforms at its time, seconds", minimum=0.0, maximum=60.0,
+        live=True)  # fmt: skip
+    on_time_jump: str = option(
+        "reset", "When images go back in time, as a recording does that starts again: begin a new map, or reanchor "
+        "and keep it", choices=("reset", "reanchor"), live=True)  # fmt: skip
     queue_size: int = option(4, "Keyframes that may wait for the worker; the newest win", minimum=1, maximum=100)
     map_period: float = option(1.0, "Shortest time between two maps, seconds", minimum=0.0, live=True)
     map_folder: str = option("~/.ros/dust3r_ros", "Folder that maps are saved in; no service writes outside it")

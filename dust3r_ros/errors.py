@@ -46,5 +46,9 @@ class ViewerError(Dust3rError):
     """The web page cannot be served."""
 
 
+class DeviceMemoryError(Dust3rError):
+    """The device has too little memory for the work in hand; less of it may fit."""
+
+
 class RosError(Dust3rError):
     """ROS is missing, incomplete, or a message has a form that is not supported."""

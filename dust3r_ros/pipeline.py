@@ -139,8 +139,19 @@ class Reconstructor:
             changes = self.close_loops()
         return corrected(replace(update, times=replace(update.times, **watch.milliseconds)), changes)
 
-    def select(self, image: ByteImage, stamp_ns: int, camera: str = "camera") -> KeyframeDecision:
-        """Whether an image (H, W, 3) uint8 RGB should become a keyframe; costs a few milliseconds."""
+    def limit_window(self, keyframes: int) -> None:
+        """Pair new keyframes with at most so many older ones until the next reset, where memory is short."""
+        self._window = deque(self._window, maxlen=keyframes)
+
+    def select(
+        self, image: ByteImage, stamp_ns: int, camera: str = "camera", *, anew: bool = False
+    ) -> KeyframeDecision:
+        """Whether an image (H, W, 3) uint8 RGB should become a keyframe; costs a few milliseconds.
+
+        ``anew`` forgets the images before: it is taken if it shows anything.
+        """
+        if anew:
+            self._selectors.pop(camera, None)
         selector = self._selectors.setdefault(camera, KeyframeSelector())
         selector.config = self.config.keyframes
         return selector.consider(image, stamp_ns)

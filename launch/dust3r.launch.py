@@ -1,24 +1,28 @@
-"""Start the dust3r node, and RViz when asked. `--show-args` lists the arguments.
+"""Start the dust3r node, and RViz and a recording when asked. `--show-args` lists the arguments.
 
 An argument that is left empty leaves the choice to the parameter file.
 """
 
 from pathlib import Path
 
+import yaml
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction
 from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.actions import LifecycleNode, Node
 
 from dust3r_ros.config import NodeConfig, options_of
 
 SHARE = Path(get_package_share_directory("dust3r_ros"))
 
 # Parameters of the node that are arguments too.
-PARAMETERS = ("checkpoint", "device", "image_transport", "image_reliability", "intrinsics", "map_frame", "camera_frame")
+PARAMETERS = (
+    "autostart", "checkpoint", "device", "image_transport", "image_reliability", "intrinsics", "rectified",
+    "map_frame", "camera_frame", "publish_tf", "tf_mode", "base_frame", "odom_frame", "use_odometry", "on_time_jump",
+)  # fmt: skip
+TRUTHS = ["true", "false"]
 
 
 def arguments() -> list[DeclareLaunchArgument]:
@@ -33,14 +37,33 @@ def arguments() -> list[DeclareLaunchArgument]:
         DeclareLaunchArgument(
             "camera_info_topic", default_value="camera/camera_info", description="CameraInfo topic of the same camera"
         ),
-        DeclareLaunchArgument("namespace", default_value="", description="Namespace of the node and its topics"),
-        DeclareLaunchArgument("params_file", default_value=parameter_file, description="Parameter file of the node"),
         DeclareLaunchArgument(
-            "use_sim_time", default_value="false", choices=["true", "false"], description="Take the time from /clock"
+            "image_topics",
+            default_value="",
+            description="Topics of several cameras, as a list: \"['left/image_raw', 'right/image_raw/compressed']\"; "
+            "used instead of image_topic",
         ),
-        DeclareLaunchArgument("rviz", default_value="false", choices=["true", "false"], description="Start RViz too"),
         DeclareLaunchArgument(
-            "respawn", default_value="false", choices=["true", "false"], description="Start the node again if it dies"
+            "camera_info_topics",
+            default_value="",
+            description="Their CameraInfo topics in the same order; empty: camera_info beside each image topic",
+        ),
+        DeclareLaunchArgument("odom_topic", default_value="odom", description="Odometry topic, for use_odometry"),
+        DeclareLaunchArgument("namespace", default_value="", description="Namespace of the node and its topics"),
+        DeclareLaunchArgument(
+            "params_file",
+            default_value=parameter_file,
+            description="Parameter file of the node: a path, or the name of one in the package's config folder "
+            f"({', '.join(sorted(path.stem for path in (SHARE / 'config').glob('*.yaml')))})",
+        ),
+        DeclareLaunchArgument(
+            "use_sim_time", default_value="false", choices=TRUTHS, description="Take the time from /clock"
+        ),
+        DeclareLaunchArgument("rviz", default_value="false", choices=TRUTHS, description="Start RViz too"),
+        DeclareLaunchArgument("bag", default_value="", description="Recording to play, with /clock; empty: none"),
+        DeclareLaunchArgument("bag_rate", default_value="1.0", description="Recorded seconds a second of the bag"),
+        DeclareLaunchArgument(
+            "respawn", default_value="false", choices=TRUTHS, description="Start the node again if it dies"
         ),
         DeclareLaunchArgument(
             "log_level",
@@ -58,8 +81,21 @@ def arguments() -> list[DeclareLaunchArgument]:
 def about(name: str) -> str:
     """What a parameter is, and its choices."""
     option = options_of(NodeConfig)[name]
-    choices = f" ({', '.join(option.choices)})" if option.choices else ""
-    return f"{option.description}{choices}"
+    choices = ", ".join(TRUTHS if option.type is bool else option.choices)
+    return f"{option.description} ({choices})" if choices else option.description
+
+
+def parameters(context: LaunchContext) -> list[object]:
+    """The parameter file, and what the arguments change of it, as the node's options want it."""
+    options = options_of(NodeConfig)
+    changes: dict[str, object] = {"use_sim_time": LaunchConfiguration("use_sim_time").perform(context) == "true"}
+    for name in (*PARAMETERS, "image_topics", "camera_info_topics"):
+        given = LaunchConfiguration(name).perform(context)
+        if given:
+            changes[name] = options[name].check(given if options[name].type is str else yaml.safe_load(given))
+    named = LaunchConfiguration("params_file").perform(context)
+    own = SHARE / "config" / f"{named}.yaml"
+    return [str(own) if own.is_file() else named, changes]
 
 
 def logger_name(context: LaunchContext) -> str:
@@ -70,11 +106,8 @@ def logger_name(context: LaunchContext) -> str:
 
 
 def node(context: LaunchContext) -> list[Node]:
-    given = {name: LaunchConfiguration(name).perform(context) for name in PARAMETERS}
-    overrides = {name: ParameterValue(value, value_type=str) for name, value in given.items() if value}
-    sim_time = LaunchConfiguration("use_sim_time").perform(context) == "true"
     return [
-        Node(
+        LifecycleNode(
             package="dust3r_ros",
             executable="dust3r_node",
             name="dust3r",
@@ -83,18 +116,29 @@ def node(context: LaunchContext) -> list[Node]:
             emulate_tty=True,
             respawn=LaunchConfiguration("respawn").perform(context) == "true",
             respawn_delay=2.0,
-            parameters=[LaunchConfiguration("params_file"), {**overrides, "use_sim_time": sim_time}],
+            parameters=parameters(context),
             remappings=[
                 ("image", LaunchConfiguration("image_topic")),
                 ("camera_info", LaunchConfiguration("camera_info_topic")),
+                ("odom", LaunchConfiguration("odom_topic")),
             ],
             arguments=["--ros-args", "--log-level", [logger_name(context), ":=", LaunchConfiguration("log_level")]],
         )
     ]
 
 
+def bag(context: LaunchContext) -> list[ExecuteProcess]:
+    """The recording, once somebody subscribes to it."""
+    path = LaunchConfiguration("bag").perform(context)
+    if not path:
+        return []
+    rate = LaunchConfiguration("bag_rate").perform(context)
+    program = str(Path(get_package_share_directory("dust3r_ros")).parents[1] / "lib" / "dust3r_ros" / "dust3r-ros")
+    return [ExecuteProcess(cmd=[program, "play", path, "--rate", rate, "--wait", "120"], output="screen")]
+
+
 def viewer(context: LaunchContext) -> list[Node]:
-    """RViz, and a frame with z up for it: the map's is that of the first camera, y down."""
+    """RViz; in tf_mode camera also a frame with z up for it: the map's is then that of the first camera, y down."""
     map_frame = LaunchConfiguration("map_frame").perform(context) or "map"
     upright = ["--qx", "-0.5", "--qy", "0.5", "--qz", "-0.5", "--qw", "0.5"]
     frame = Node(
@@ -118,4 +162,4 @@ def viewer(context: LaunchContext) -> list[Node]:
 
 def generate_launch_description() -> LaunchDescription:
     shown = OpaqueFunction(function=viewer, condition=IfCondition(LaunchConfiguration("rviz")))
-    return LaunchDescription([*arguments(), OpaqueFunction(function=node), shown])
+    return LaunchDescription([*arguments(), OpaqueFunction(function=node), OpaqueFunction(function=bag), shown])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dust3r_ros.data import FloatArray, Intrinsics, PairPrediction, PairState, PreparedImage
+from dust3r_ros.errors import DeviceMemoryError
 from dust3r_ros.network.model import Dust3rNetwork, Pointmaps
 from dust3r_ros.predictor import ImageSize, PairPredictor, PredictorInfo
 
@@ -54,9 +55,15 @@ class NetworkPredictor(PairPredictor[EncodedImage]):
 
     @torch.inference_mode()
     def encode(self, image: PreparedImage, camera: str, intrinsics: Intrinsics | None = None) -> EncodedImage:
-        """Tokens of one image; DUSt3R uses neither the camera nor its intrinsics."""
-        pixels = torch.tensor(image.pixels, device=self.model.device).permute(2, 0, 1)[None]
-        return EncodedImage(self.model.encode(pixels.float() / 127.5 - 1.0), (image.height, image.width))
+        """Tokens of one image; DUSt3R uses neither the camera nor its intrinsics.
+
+        Raises DeviceMemoryError when the device has too little memory.
+        """
+        try:
+            pixels = torch.tensor(image.pixels, device=self.model.device).permute(2, 0, 1)[None]
+            return EncodedImage(self.model.encode(pixels.float() / 127.5 - 1.0), (image.height, image.width))
+        except torch.cuda.OutOfMemoryError as error:
+            raise DeviceMemoryError(f"{self.model.device} has no memory for an image") from error
 
     @torch.inference_mode()
     def describe(self, encoded: EncodedImage) -> FloatArray:
@@ -75,19 +82,47 @@ class NetworkPredictor(PairPredictor[EncodedImage]):
 
     @torch.inference_mode()
     def predict(self, pairs: Sequence[tuple[EncodedImage, EncodedImage]]) -> list[PairPrediction]:
-        """One prediction for each ordered pair; those of equal image sizes share batches."""
+        """One prediction for each ordered pair; those of equal image sizes share batches.
+
+        Batches become smaller where the device's memory is too small for them, and stay so. Raises DeviceMemoryError
+        when it is too small for a single pair.
+        """
         by_size: dict[tuple[tuple[int, int], tuple[int, int]], list[int]] = defaultdict(list)
         for k, (i, j) in enumerate(pairs):
             by_size[i.size, j.size].append(k)
         predictions: dict[int, PairPrediction] = {}
         for (size_i, size_j), members in by_size.items():
-            for start in range(0, len(members), self._max_pairs):
-                batch = members[start : start + self._max_pairs]
-                tokens_i = torch.cat([pairs[k][0].tokens for k in batch])
-                tokens_j = torch.cat([pairs[k][1].tokens for k in batch])
-                maps = self.model.decode(tokens_i, tokens_j, size_i, size_j)
-                predictions.update(zip(batch, self._to_predictions(maps), strict=True))
+            done = 0
+            while done < len(members):
+                batch = members[done : done + self._max_pairs]
+                found = self._decode([pairs[k] for k in batch], size_i, size_j)
+                if found is None:
+                    self._shrink(len(batch))
+                    continue
+                predictions.update(zip(batch, found, strict=True))
+                done += len(batch)
         return [predictions[k] for k in range(len(pairs))]
+
+    def _decode(
+        self, pairs: Sequence[tuple[EncodedImage, EncodedImage]], size_i: tuple[int, int], size_j: tuple[int, int]
+    ) -> list[PairPrediction] | None:
+        """The predictions of one batch; None when the device has too little memory."""
+        try:
+            tokens_i = torch.cat([i.tokens for i, _ in pairs])
+            tokens_j = torch.cat([j.tokens for _, j in pairs])
+            return self._to_predictions(self.model.decode(tokens_i, tokens_j, size_i, size_j))
+        except torch.cuda.OutOfMemoryError:
+            return None
+
+    def _shrink(self, failed: int) -> None:
+        """Smaller batches from now on. Outside the handler of the error, which keeps the failed batch's memory."""
+        device = self.model.device
+        if failed == 1:
+            raise DeviceMemoryError(f"{device} has no memory for a pair of images")
+        self._max_pairs = failed // 2
+        log.warning("%s has no memory for %d pairs at once: %d from now on", device, failed, self._max_pairs)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _to_predictions(self, maps: Pointmaps) -> list[PairPrediction]:
         views_i = _finite(maps.points_i.cpu().numpy(), maps.conf_i.cpu().numpy())

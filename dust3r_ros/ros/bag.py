@@ -17,7 +17,8 @@ from rosbags.typesys import Stores, get_typestore
 from dust3r_ros.data import ByteImage, FloatArray, Intrinsics
 from dust3r_ros.errors import RecordingError, RosError
 from dust3r_ros.geometry import make_pose, rotation_from_quaternion
-from dust3r_ros.ros.decode import compressed_to_rgb, image_to_rgb, intrinsics_of, stamp_ns_of
+from dust3r_ros.ros.decode import compressed_to_rgb, image_to_rgb, stamp_ns_of
+from dust3r_ros.ros.lens import Lens, lens_of, same_camera
 from dust3r_ros.ros.salvage import UnfinishedMcap
 from dust3r_ros.ros.storage import DAMAGE, open_storage, reason
 
@@ -48,7 +49,10 @@ class Topic:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One image of a recording: (H, W, 3) uint8 RGB; ``intrinsics`` for its size, None when the bag has none."""
+    """One image of a recording: (H, W, 3) uint8 RGB; ``intrinsics`` for its size, None when the bag has none.
+
+    Where the bag's CameraInfo has lens distortion, it is undone, and the intrinsics are those of the straight image.
+    """
 
     topic: str
     stamp_ns: int
@@ -142,10 +146,11 @@ class Recording:
         chosen = self.choose_image_topic(topic)
         info_topic = self._camera_info_topic(chosen)
         self.skipped = 0
-        known = self._first_intrinsics(info_topic)
+        known, described = self._first_lens(info_topic), None
         for connection, log_ns, message in self._messages({chosen.name, info_topic} - {""}):
             if connection.topic == info_topic:
-                known = _intrinsics(message) or known
+                if described is None or not same_camera(described, message):
+                    described, known = message, _lens(message) or known
                 continue
             try:
                 image = (compressed_to_rgb if chosen.type == COMPRESSED_IMAGE else image_to_rgb)(message)
@@ -154,7 +159,10 @@ class Recording:
                 log.warning("%s: image %d left out: %s", chosen.name, self.skipped, error)
                 continue
             stamp_ns = stamp_ns_of(message.header) or log_ns
-            yield Frame(chosen.name, stamp_ns, str(message.header.frame_id), image, _fitting(known, image))
+            lens = _fitting(known, image)
+            straight = lens.undistorted(image) if lens is not None else image
+            intrinsics = lens.intrinsics if lens is not None else None
+            yield Frame(chosen.name, stamp_ns, str(message.header.frame_id), straight, intrinsics)
 
     def truth_topic(self) -> str:
         """The topic that by its type and name holds the true poses; empty when there is none."""
@@ -209,10 +217,10 @@ class Recording:
         best = max(infos, key=lambda name: shared[name])
         return best if shared[best] > 0 else ""
 
-    def _first_intrinsics(self, info_topic: str) -> Intrinsics | None:
+    def _first_lens(self, info_topic: str) -> Lens | None:
         if not info_topic:
             return None
-        return next((_intrinsics(message) for _, _, message in self._messages({info_topic})), None)
+        return next((_lens(message) for _, _, message in self._messages({info_topic})), None)
 
     def _messages(self, topics: Collection[str]) -> Iterator[tuple[Connection, int, Any]]:
         for connection, log_ns, data in self._raw(topics):
@@ -260,16 +268,18 @@ def _parents(name: str) -> set[str]:
     return {"/".join(parts[:end]) for end in range(2, len(parts))}
 
 
-def _intrinsics(message: Any) -> Intrinsics | None:
+def _lens(message: Any) -> Lens | None:
     try:
-        return intrinsics_of(message)
+        return lens_of(message, rectified=False)
     except RosError as error:
         log.warning("camera info left out: %s", error)
         return None
 
 
-def _fitting(known: Intrinsics | None, image: ByteImage) -> Intrinsics | None:
-    return known if known is not None and (known.height, known.width) == image.shape[:2] else None
+def _fitting(known: Lens | None, image: ByteImage) -> Lens | None:
+    if known is None or (known.intrinsics.height, known.intrinsics.width) != image.shape[:2]:
+        return None
+    return known
 
 
 def _pose(message: Any, log_ns: int) -> StampedPose | None:

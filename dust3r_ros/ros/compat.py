@@ -17,13 +17,15 @@ from geometry_msgs.msg import TransformStamped
 from numpy.typing import NDArray
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.time import Time
 from sensor_msgs.msg import Image, PointCloud2, PointField
 from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
 from dust3r_ros.data import ByteImage, FloatArray
-from dust3r_ros.geometry import quaternion_xyzw
+from dust3r_ros.geometry import make_pose, quaternion_xyzw, rotation_from_quaternion
 from dust3r_ros.ros.decode import image_to_rgb
+from dust3r_ros.ros.tf_buffer import TransformBuffer, TransformMissingError
 
 ByteOrder = Literal["<", ">"]
 
@@ -46,6 +48,19 @@ class Broadcaster(Protocol):
 
     def sendTransform(self, transform: TransformStamped | Sequence[TransformStamped]) -> None:  # noqa: N802
         """Publish one transform or several."""
+
+
+class Transforms(Protocol):
+    """What tf2_ros.Buffer does, with poses (4, 4) that take points of the child (source) to the parent (target)."""
+
+    def set(self, parent: str, child: str, stamp_ns: int, pose: FloatArray, *, static: bool) -> None:
+        """Remember a transform."""
+
+    def lookup(self, target: str, source: str, stamp_ns: int) -> FloatArray:
+        """The pose at a time. Raises TransformMissingError."""
+
+    def clear(self) -> None:
+        """Forget all but the static transforms."""
 
 
 def _optional(name: str) -> ModuleType | None:
@@ -179,3 +194,38 @@ def _tf_qos(depth: int, durability: DurabilityPolicy) -> QoSProfile:
     return QoSProfile(
         depth=depth, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE, durability=durability
     )
+
+
+class _Tf2Transforms:
+    """tf2's own buffer."""
+
+    def __init__(self, tf2_ros: ModuleType) -> None:
+        self._buffer = tf2_ros.Buffer()
+        self._errors = (tf2_ros.LookupException, tf2_ros.ConnectivityException, tf2_ros.ExtrapolationException)
+
+    def set(self, parent: str, child: str, stamp_ns: int, pose: FloatArray, *, static: bool) -> None:
+        sent = TransformStamped(child_frame_id=child)
+        sent.header.frame_id = parent
+        sent.header.stamp = Time(nanoseconds=stamp_ns).to_msg()
+        place, turn = sent.transform.translation, sent.transform.rotation
+        place.x, place.y, place.z = (float(value) for value in pose[:3, 3])
+        turn.x, turn.y, turn.z, turn.w = (float(value) for value in quaternion_of(pose[:3, :3]))
+        (self._buffer.set_transform_static if static else self._buffer.set_transform)(sent, "dust3r")
+
+    def lookup(self, target: str, source: str, stamp_ns: int) -> FloatArray:
+        try:
+            found = self._buffer.lookup_transform_core(target, source, Time(nanoseconds=stamp_ns)).transform
+        except self._errors as error:
+            raise TransformMissingError(str(error)) from error
+        turn, place = found.rotation, found.translation
+        rotation = rotation_from_quaternion(np.array([turn.x, turn.y, turn.z, turn.w]))
+        return make_pose(rotation, np.array([place.x, place.y, place.z]))
+
+    def clear(self) -> None:
+        self._buffer.clear()
+
+
+def transform_buffer() -> Transforms:
+    """What keeps a robot's transforms and looks them up."""
+    theirs = _optional("tf2_ros")
+    return TransformBuffer() if theirs is None else _Tf2Transforms(theirs)

@@ -24,7 +24,8 @@ from dust3r_ros.ros.statistics import Drop, Snapshot
 
 _NS = 1_000_000_000
 _POINT = np.dtype([(name, "<f4") for name in ("x", "y", "z", "rgb", "confidence")])
-# By PCL's and RViz's convention "rgb" is a float whose four bytes are 0, r, g, b from the highest.
+# By PCL's and RViz's convention "rgb" is a float whose four bytes are 0, r, g, b from the highest, blue lowest.
+_BLUE = 12
 _FIELDS = [
     PointField(name=name, offset=_POINT.fields[name][1], datatype=PointField.FLOAT32, count=1)  # type: ignore[index]
     for name in _POINT.names or ()
@@ -98,12 +99,12 @@ class PathBuilder:
 
 def cloud_message(stamp_ns: int, frame_id: str, cloud: PointCloud) -> PointCloud2:
     """A PointCloud2 with the fields x, y, z, rgb and confidence."""
-    points = np.empty(len(cloud), _POINT)
-    points["x"], points["y"], points["z"] = cloud.points.T
-    colours = cloud.colours.astype(np.uint32)
-    points["rgb"] = ((colours[:, 0] << 16) | (colours[:, 1] << 8) | colours[:, 2]).astype("<u4").view("<f4")
-    points["confidence"] = cloud.confidence
-    return compat.create_cloud(header_of(stamp_ns, frame_id), _FIELDS, points)
+    # Written in columns of one block: a structured array's fields take three times as long.
+    points = np.zeros((len(cloud), len(_FIELDS)), "<f4")
+    points[:, :3] = cloud.points
+    points[:, 4] = cloud.confidence
+    points.view(np.uint8)[:, _BLUE : _BLUE + 3] = cloud.colours[:, ::-1]
+    return compat.create_cloud(header_of(stamp_ns, frame_id), _FIELDS, points.view(_POINT).reshape(-1))
 
 
 def cloud_of(message: PointCloud2) -> PointCloud:
@@ -180,9 +181,10 @@ def state_name(snapshot: Snapshot, *, paused: bool) -> str:
 
 
 def status_message(
-    frame_id: str, snapshot: Snapshot, info: PredictorInfo, *, state: str, queue_length: int, map_points: int
+    frame_id: str, snapshot: Snapshot, info: PredictorInfo | None, *, state: str, queue_length: int, map_points: int
 ) -> Status:
-    """A Status from the node's statistics."""
+    """A Status from the node's statistics; ``info`` is None while no model is loaded."""
+    info = info or PredictorInfo("", False, "", "")
     status = Status(
         header=header_of(snapshot.stamp_ns, frame_id),
         model=info.name,

@@ -1,4 +1,4 @@
-"""The ROS node: images in; map, path, pose, intrinsics and status out."""
+"""The ROS node: its life cycle, its timers, and the way of an image from the callback to the worker."""
 
 from __future__ import annotations
 
@@ -8,242 +8,247 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import rclpy
-from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.executors import ExternalShutdownException
 from rclpy.impl.implementation_singleton import rclpy_implementation
-from rclpy.node import Node
-from rclpy.task import Future
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_srvs.srv import SetBool, Trigger
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 from dust3r_ros.config import NodeConfig
-from dust3r_ros.data import ByteImage, Intrinsics
 from dust3r_ros.errors import Dust3rError, RosError
-from dust3r_ros.pipeline import Reconstructor
-from dust3r_ros.ros import compat
-from dust3r_ros.ros.calibration import Calibration
+from dust3r_ros.ros.cameras import Camera, camera_topics
 from dust3r_ros.ros.convert import state_name, status_message
-from dust3r_ros.ros.decode import compressed_to_rgb, stamp_ns_of
+from dust3r_ros.ros.decode import stamp_ns_of
+from dust3r_ros.ros.diagnostics import Diagnostics
+from dust3r_ros.ros.frames import MapFrames
 from dust3r_ros.ros.logs import forwarded_logs
+from dust3r_ros.ros.mapper import Mapper, Shot
 from dust3r_ros.ros.params import LiveParameters, declare_config
-from dust3r_ros.ros.publishers import Publishers, image_qos
-from dust3r_ros.ros.saving import folder_inside, save_map
-from dust3r_ros.ros.statistics import Drop, Statistics, drop_of
-from dust3r_ros.ros.worker import Worker
-from dust3r_ros.srv import SaveMap
+from dust3r_ros.ros.publishers import Publishers
+from dust3r_ros.ros.services import Services
+from dust3r_ros.ros.statistics import Snapshot, Statistics
+from dust3r_ros.ros.timeline import Timeline
+from dust3r_ros.ros.transforms import TransformListener
 
 _NAME = "dust3r"
-_THROTTLE_S = 5.0
-_STOP_S = 0.5  # how long the keyframe in hand may take to end when the node stops
+_DRAIN_S = 10.0  # how long a clean-up waits for the keyframe in hand
+_SWITCH_S = 0.0005  # how long the worker may hold Python while a callback waits for it
 
 
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """An image on its way to the worker; ``arrived`` is time.monotonic() at its callback."""
+class Dust3rNode(LifecycleNode):
+    """Hands images to a mapper while active.
 
-    image: ByteImage
-    stamp_ns: int
-    frame_id: str
-    intrinsics: Intrinsics | None
-    arrived: float
-
-
-class Dust3rNode(Node):
-    """Chooses keyframes in the image callback and reconstructs them in a worker thread.
-
-    Raises ConfigError for wrong parameters and CheckpointError for a model that cannot be loaded.
+    Raises ConfigError for wrong parameters.
     """
 
     def __init__(self, **node_options: Any) -> None:
         super().__init__(_NAME, **node_options)
-        self._live = LiveParameters(self, declare_config(self), self._reconfigure)
-        config = self.config
-        with forwarded_logs(self.get_logger()):  # the licence of the weights is said while they are loaded
-            self._reconstructor = Reconstructor(config.reconstructor)
-        self._counting = threading.Lock()  # an image is counted and queued in the callback, a reset runs in the worker
+        self._live = LiveParameters(self, declare_config(self), self._reconfigure, lambda: self._mapper is None)
+        self._mapper: Mapper | None = None
+        self._listener: TransformListener | None = None
+        self._cameras: list[Camera] = []
         self._statistics = Statistics()
+        self._timeline = Timeline()
         self._paused = False
-        self._map_points = 0
-        self._newest_stamp_ns = 0
-        self._outputs = Publishers(self, config.map_frame, publish_tf=config.publish_tf)
-        self._worker: Worker[Frame] = Worker(self._reconstruct, config.queue_size, self._on_failed)
-        # A service that waits for the worker must not keep other callbacks waiting, as it would in their group.
-        self._waiting_group = ReentrantCallbackGroup()
-        self._woken = self.create_guard_condition(lambda: None, callback_group=self._waiting_group)
-        self._calibration = Calibration(
-            self.resolve_topic_name("camera_info"), use=config.reconstructor.intrinsics == "given"
-        )
-        self._subscribe()
-        self._serve()
+        self._resetting = threading.Event()
+        self._outputs = Publishers(self)
+        self._diagnostics = Diagnostics(self)
+        Services(self, lambda: self._mapper, self._reset, self._pause, self._keyframe_now)
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # goes on when /clock stands still
-        self.create_timer(1.0, self._publish_status, clock=steady)
+        self.create_timer(1.0, self._report, clock=steady)
         self.create_timer(0.1, self._refresh, clock=steady)
-        self._worker.start()
 
     @property
     def config(self) -> NodeConfig:
         """The configuration in force."""
         return self._live.config
 
+    def start(self) -> bool:
+        """Configure and activate, when the configuration says so; False when that failed."""
+        done = TransitionCallbackReturn.SUCCESS
+        return not self.config.autostart or (self.trigger_configure() == done and self.trigger_activate() == done)
+
     def close(self) -> bool:
         """Stop working; False when the keyframe in hand did not end in time and had to be left alone."""
-        return self._worker.stop(_STOP_S)
+        return self._mapper is None or self._mapper.close()
 
-    def _subscribe(self) -> None:
-        qos = image_qos(self.config.image_reliability, self.config.image_history)
-        topic = self.resolve_topic_name("image")
-        if self.config.image_transport == "compressed":  # named as image_transport does, below the base topic
-            kind, to_rgb, topic = CompressedImage, compressed_to_rgb, f"{topic}/compressed"
-        else:
-            kind, to_rgb = Image, compat.rgb_of
-        if self.config.reconstructor.intrinsics == "given":  # first, since the executor keeps this order
-            self.create_subscription(CameraInfo, "camera_info", self._on_camera_info, image_qos("best_effort", 5))
-        images = self.create_subscription(kind, topic, lambda message: self._on_image(message, to_rgb), qos)
-        info = self._reconstructor.info
-        self.get_logger().info(f"waiting for images on {images.topic_name}; model {info.name} on {info.device}")
+    # The life cycle. A transition that fails says why and leaves everything as it was.
 
-    def _serve(self) -> None:
-        group = self._waiting_group
-        reset: Any = self._on_reset  # rclpy's executor knows coroutines, its types do not
-        save: Any = self._on_save_map
-        self.create_service(Trigger, "~/reset", reset, callback_group=group)
-        self.create_service(SetBool, "~/pause", self._on_pause)
-        self.create_service(SaveMap, "~/save_map", save, callback_group=group)
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the model."""
+        return self._transition("configure", self._configure)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribe to the cameras."""
+        return self._transition("activate", self._activate)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Let go of the cameras; the map stays."""
+        return self._transition("deactivate", self._close_cameras)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Forget the map and free the device's memory."""
+        return self._transition("clean up", self._clean_up)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop everything."""
+        return self._transition("shut down", lambda: self._release(clear=False))
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Release everything, so that the node can be configured again."""
+        return self._transition("recover", lambda: self._release(clear=True))
+
+    def _transition(self, name: str, step: Callable[[], None]) -> TransitionCallbackReturn:
+        try:
+            step()
+        except Exception as error:  # rclpy would swallow it
+            kind = "" if isinstance(error, Dust3rError) else f"{type(error).__name__}: "
+            self.get_logger().error(f"cannot {name}: {kind}{error}")
+            return TransitionCallbackReturn.FAILURE
+        return TransitionCallbackReturn.SUCCESS
+
+    def _configure(self) -> None:
+        config = self.config
+        camera_topics(config, self.resolve_topic_name)  # wrong ones are found before the model is loaded
+        with forwarded_logs(self.get_logger()):  # the licence of the weights is said while they are loaded
+            listens = config.publish_tf or config.tf_mode != "camera"
+            odometry = config.use_odometry and config.tf_mode == "odom"
+            self._listener = TransformListener(self, config.map_frame, odometry=odometry) if listens else None
+            frames = MapFrames(config, self._listener)
+            try:
+                self._statistics.reset()
+                self._mapper = Mapper(config, frames, self._outputs, self._statistics, self._publish_status)
+            except BaseException:
+                self._close_listener()
+                raise
+        self._outputs.begin(frames.map)
+
+    def _activate(self) -> None:
+        topics = camera_topics(self.config, self.resolve_topic_name)
+        self._timeline = Timeline()
+        try:
+            for named in topics:
+                self._cameras.append(Camera(self, named, self.config, self._on_image))
+        except BaseException:
+            self._close_cameras()
+            raise
+        names = ", ".join(camera.topics.image for camera in self._cameras)
+        info = self._mapper.reconstructor.info if self._mapper is not None else None
+        model = f"; model {info.name} on {info.device}" if info is not None else ""
+        self.get_logger().info(f"waiting for images on {names}{model}")
+
+    def _close_cameras(self) -> None:
+        for camera in self._cameras:
+            camera.close()
+        self._cameras = []
+
+    def _clean_up(self) -> None:
+        if self._mapper is not None and not self._mapper.idle(_DRAIN_S):
+            raise RosError(f"the keyframe in hand did not end within {_DRAIN_S:g} s")
+        self._release(clear=True)
+
+    def _release(self, *, clear: bool) -> None:
+        self._close_cameras()
+        self._close_listener()
+        mapper, self._mapper = self._mapper, None
+        if mapper is not None:
+            mapper.close()
+            if clear:
+                self._statistics.reset()
+                self._outputs.cleared(0)
+
+    def _close_listener(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
 
     # Callbacks of the executor: quick, and never waiting for the worker.
 
-    def _on_image(self, message: Any, to_rgb: Callable[[Any], ByteImage]) -> None:
-        if self._paused:
+    def _on_image(self, camera: Camera, message: Any) -> None:
+        if self._paused or self._mapper is None or self._resetting.is_set():
             return
-        arrived = time.monotonic()
-        with self._counting:
-            self._statistics.received(stamp_ns_of(message.header))
-            try:
-                image = to_rgb(message)
-                intrinsics = self._calibration.for_image(*image.shape[:2])
-            except RosError as error:
-                self._statistics.dropped(Drop.INVALID)
-                self.get_logger().warning(f"image skipped: {error}", throttle_duration_sec=_THROTTLE_S)
-                return
-            self._consider(Frame(image, stamp_ns_of(message.header), message.header.frame_id, intrinsics, arrived))
+        began = time.monotonic()
+        stamp_ns = stamp_ns_of(message.header)
+        if (back_s := self._timeline.jump_back_s(stamp_ns)) > 0 and self._begin_anew(back_s):
+            return
+        self._mapper.offer(Shot(stamp_ns, partial(camera.frame, message, began)))
+        self._statistics.callback(time.monotonic() - began)
 
-    def _consider(self, frame: Frame) -> None:
-        decision = self._reconstructor.select(frame.image, frame.stamp_ns)
-        if not decision.take:
-            self._statistics.dropped(drop_of(decision.reason))
-        elif self._worker.offer(frame) is not None:
-            self._statistics.dropped(Drop.QUEUE_FULL)
-
-    def _on_camera_info(self, message: CameraInfo) -> None:
-        try:
-            self._calibration.update(message)
-        except RosError as error:
-            self.get_logger().warning(f"CameraInfo skipped: {error}", throttle_duration_sec=_THROTTLE_S)
+    def _begin_anew(self, back_s: float) -> bool:
+        """Deal with a jump back in time; whether a new map begins, to which this image does not belong yet."""
+        if self._listener is not None:
+            self._listener.clear()
+        anew = self.config.on_time_jump == "reset" and self._mapper is not None
+        what = "a new map begins" if anew else "the map is kept"
+        self.get_logger().warning(f"the images went back in time by {back_s:.1f} s: {what} (on_time_jump)")
+        if anew and self._mapper is not None:
+            self._resetting.set()
+            self._reset(self._mapper).add_done_callback(lambda _: self._resetting.clear())
+        return anew
 
     def _refresh(self) -> None:
-        period = self.config.map_period
-        if self._outputs.due(period) and self._worker.task_count == 0:
-            self._worker.call(lambda: self._outputs.latest(self._newest_stamp_ns, self._reconstructor, period))
+        if self._mapper is not None:
+            self._mapper.refresh()
+
+    def _report(self) -> None:
+        self._publish_status()
+        self._diagnostics.report(self._state(), self._cameras, self._mapper, self.config)
 
     def _publish_status(self) -> None:
-        snapshot = self._statistics.snapshot()
+        mapper, snapshot = self._mapper, self._statistics.snapshot()
+        if not self._outputs.alive:  # what is published after the end fails
+            return
         self._outputs.status(
             status_message(
                 self.config.map_frame,
                 snapshot,
-                self._reconstructor.info,
-                state=state_name(snapshot, paused=self._paused),
-                queue_length=self._worker.queue_length,
-                map_points=self._map_points,
+                mapper.reconstructor.info if mapper is not None else None,
+                state=self._state_in_words(snapshot),
+                queue_length=mapper.queue_length if mapper is not None else 0,
+                map_points=mapper.map_points if mapper is not None else 0,
             )
         )
 
+    def _state(self) -> str:
+        return "unconfigured" if self._mapper is None else "active" if self._cameras else "inactive"
+
+    def _state_in_words(self, snapshot: Snapshot) -> str:
+        state = self._state()
+        return state if state != "active" else state_name(snapshot, paused=self._paused)
+
     def _reconfigure(self, config: NodeConfig) -> None:
-        self._reconstructor.reconfigure(config.reconstructor)
+        if self._mapper is not None:
+            self._mapper.reconfigure(config)
 
-    def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        self._paused = request.data
-        response.success, response.message = True, "paused" if request.data else "running"
-        self.get_logger().info(response.message)
-        return response
+    def _reset(self, mapper: Mapper) -> Future[None]:
+        self._timeline = Timeline()
+        return mapper.reset()
 
-    async def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        _, response.message = await self._in_worker(self._reset)
-        response.success = not response.message
-        response.message = response.message or "map, path and counts are empty"
-        return response
+    def _pause(self, paused: bool) -> None:
+        self._paused = paused
 
-    async def _on_save_map(self, request: SaveMap.Request, response: SaveMap.Response) -> SaveMap.Response:
-        saved, response.message = await self._in_worker(lambda: self._save(request.path))
-        response.success = not response.message
-        if saved is not None:
-            response.files = [str(file) for file in saved]
-            response.message = f"{self._map_points} points written"
-        return response
-
-    async def _in_worker(self, task: Callable[[], Any]) -> tuple[Any, str]:
-        """The result of a task done by the worker, or None and what went wrong, without blocking the executor."""
-        answered: Future[tuple[Any, str]] = Future(executor=self.executor)
-
-        def answer(done: Any) -> None:
-            error = RosError("the node is stopping") if done.cancelled() else done.exception()
-            if error is not None and not isinstance(error, Dust3rError):
-                self.get_logger().error(f"a service failed: {type(error).__name__}: {error}")
-            answered.set_result((None, str(error) or "failed") if error is not None else (done.result(), ""))
-            if self.context.ok():
-                self._woken.trigger()  # the executor sleeps until something happens
-
-        self._worker.call(task).add_done_callback(answer)
-        return await answered or (None, "")
-
-    # What the worker's thread does.
-
-    def _reconstruct(self, frame: Frame) -> None:
-        update = self._reconstructor.reconstruct(frame.image, frame.stamp_ns, intrinsics=frame.intrinsics)
-        self._map_points = len(self._reconstructor.map)
-        if update.view.registered:
-            self._newest_stamp_ns = frame.stamp_ns
-            # Frames of ROS 1 recordings begin with a slash, which tf2 does not look up.
-            camera_frame = self.config.camera_frame or frame.frame_id.lstrip("/") or "camera"
-            self._outputs.keyframe(update, camera_frame, self.config.reconstructor.map)
-        self._statistics.finished(update, frame.arrived)
-        self._publish_status()
-        if self._reconstructor.close_loops():  # after publishing: a keyframe does not wait for it
-            self._outputs.revised()
-            self._map_points = len(self._reconstructor.map)
-
-    def _on_failed(self, frame: Frame, error: Exception) -> None:
-        if not self.context.ok():  # what is published after the end fails
-            return
-        self._statistics.dropped(Drop.FAILED)
-        self.get_logger().error(f"keyframe at {frame.stamp_ns} ns dropped: {type(error).__name__}: {error}")
-
-    def _reset(self) -> None:
-        with self._counting:
-            self._worker.clear()
-            self._reconstructor.reset()
-            self._statistics.reset()
-            self._map_points = 0
-        self._outputs.cleared(self._newest_stamp_ns)
-
-    def _save(self, path: str) -> list[Any]:
-        newest = self._statistics.snapshot().newest
-        folder = folder_inside(self.config.map_folder, path)
-        return save_map(self._reconstructor, newest.intrinsics if newest is not None else None, folder)
+    def _keyframe_now(self) -> str:
+        """Make the next image of each camera a keyframe; why not, when it cannot be."""
+        if self._mapper is None or not self._cameras:
+            return f"the node is {self._state()}"
+        if self._paused:
+            return "the node is paused"
+        self._mapper.take_next([camera.topics.image for camera in self._cameras])
+        return ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the node until it is told to stop; the exit code. ``argv`` are ROS arguments, the process's when None."""
     rclpy.init(args=None if argv is None else [_NAME, *argv])
+    sys.setswitchinterval(_SWITCH_S)
     code, stopped = 0, True
     try:
-        stopped = _run()
+        code, stopped = _run()
     except Dust3rError as error:
         rclpy.logging.get_logger(_NAME).fatal(str(error))
         code = 2
@@ -262,11 +267,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _run() -> bool:
+def _run() -> tuple[int, bool]:
+    """The exit code, and whether the worker has stopped."""
     node = Dust3rNode()
+    code, stopped = 0, True
     try:
-        with forwarded_logs(node.get_logger()):
-            rclpy.spin(node)
+        if node.start():
+            with forwarded_logs(node.get_logger()):
+                rclpy.spin(node)
+        else:
+            code = 2  # nobody is there to try again
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:
@@ -274,7 +284,7 @@ def _run() -> bool:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # stopping is quick: a second one must not break it
         stopped = node.close()
         node.destroy_node()
-    return stopped
+    return code, stopped
 
 
 if __name__ == "__main__":

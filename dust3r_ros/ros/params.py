@@ -31,13 +31,14 @@ _RCLPY_PARAMETERS = ("use_sim_time", "start_type_description_service", "qos_over
 
 
 def describe(option: Option) -> ParameterDescriptor:
-    """The descriptor that ``ros2 param describe`` shows. Options that are not live are read-only."""
+    """The descriptor that ``ros2 param describe`` shows; in words it says which may change only while unconfigured."""
+    constraints = [f"one of: {', '.join(option.choices)}"] if option.choices else []
+    constraints += [] if option.live else ["only while unconfigured"]
     descriptor = ParameterDescriptor(
         name=option.name,
         type=_TYPES[option.type],
         description=option.description,
-        additional_constraints=f"one of: {', '.join(option.choices)}" if option.choices else "",
-        read_only=not option.live,
+        additional_constraints="; ".join(constraints),
     )
     if option.minimum is None and option.maximum is None:
         return descriptor
@@ -77,12 +78,16 @@ class LiveParameters:
     """Keeps a node's configuration in step with its parameters.
 
     A change is checked as a whole: either all the values of one request are taken over, and ``changed`` is called
-    with the new configuration, or none is and the request is answered with the reason.
+    with the new configuration, or none is and the request is answered with the reason. Options that are not live
+    change only while ``unconfigured`` says so.
     """
 
-    def __init__(self, node: Node, config: NodeConfig, changed: Callable[[NodeConfig], None]) -> None:
+    def __init__(
+        self, node: Node, config: NodeConfig, changed: Callable[[NodeConfig], None], unconfigured: Callable[[], bool]
+    ) -> None:
         self.config = config
         self._changed = changed
+        self._unconfigured = unconfigured
         self._options = options_of(NodeConfig)
         node.add_on_set_parameters_callback(self._on_set)
 
@@ -101,7 +106,7 @@ class LiveParameters:
     def _with(self, parameters: Iterable[Parameter]) -> NodeConfig:
         values: dict[str, object] = dict(flatten_config(self.config))
         for parameter in parameters:
-            if not self._options[parameter.name].live:
-                raise ConfigError(f"{parameter.name} cannot be changed while the node runs")
+            if not self._options[parameter.name].live and not self._unconfigured():
+                raise ConfigError(f"{parameter.name} can be changed only while the node is unconfigured")
             values[parameter.name] = parameter.value
         return make_config(NodeConfig, values)

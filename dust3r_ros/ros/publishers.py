@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Path
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
 from dust3r_ros.config import MapConfig
@@ -32,27 +33,8 @@ from dust3r_ros.ros.convert import (
     pose_stamped,
     transform_stamped,
 )
-
-
-def reliable(depth: int) -> QoSProfile:
-    """Reliable, for readers that are there."""
-    return QoSProfile(depth=depth, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.RELIABLE)
-
-
-def latched() -> QoSProfile:
-    """Reliable, and the last message waits for late readers."""
-    return QoSProfile(
-        depth=1,
-        history=HistoryPolicy.KEEP_LAST,
-        reliability=ReliabilityPolicy.RELIABLE,
-        durability=DurabilityPolicy.TRANSIENT_LOCAL,
-    )
-
-
-def image_qos(reliability: str, depth: int) -> QoSProfile:
-    """For image topics: the newest ``depth``, ``best_effort`` or ``reliable``."""
-    policy = ReliabilityPolicy.RELIABLE if reliability == "reliable" else ReliabilityPolicy.BEST_EFFORT
-    return QoSProfile(depth=depth, history=HistoryPolicy.KEEP_LAST, reliability=policy)
+from dust3r_ros.ros.map_frame import MapFrame, TfEdge
+from dust3r_ros.ros.qos import latched, reliable
 
 
 @dataclass(frozen=True)
@@ -77,17 +59,36 @@ OUTPUTS = (
 
 
 class Publishers:
-    """The node's publishers. Messages carry the stamp of the image they came from."""
+    """The node's publishers. Messages carry the stamp of the image they came from, and are in the map's frame."""
 
-    def __init__(self, node: Node, world_frame: str, *, publish_tf: bool) -> None:
+    def __init__(self, node: Node) -> None:
+        options = QoSOverridingOptions.with_default_policies()
         self._publishers: dict[str, Publisher] = {
-            output.name: node.create_publisher(output.message, f"~/{output.name}", output.qos()) for output in OUTPUTS
+            output.name: node.create_publisher(
+                output.message, f"~/{output.name}", output.qos(), qos_overriding_options=options
+            )
+            for output in OUTPUTS
         }
-        self._broadcaster = compat.transform_broadcaster(node) if publish_tf else None
-        self._world = world_frame
-        self._path = PathBuilder(world_frame)
+        self._node = node
+        self._broadcaster: compat.Broadcaster | None = None
+        self._begin(MapFrame("map", publish_tf=False))
+
+    def begin(self, world: MapFrame) -> None:
+        """Take over the frame of a newly configured map."""
+        self._begin(world)
+        if world.publish_tf and self._broadcaster is None:
+            self._broadcaster = compat.transform_broadcaster(self._node)
+
+    def _begin(self, world: MapFrame) -> None:
+        self._world = world
+        self._path = PathBuilder(world.name)
         self._map = Schedule()
         self._trajectory = Schedule()
+
+    @property
+    def alive(self) -> bool:
+        """Whether ROS still runs, so that something can be published."""
+        return bool(self._node.context.ok())
 
     def wanted(self, name: str) -> bool:
         """Whether somebody subscribes to an output."""
@@ -98,15 +99,15 @@ class Publishers:
         if self.wanted(name):
             self._publishers[name].publish(build())
 
-    def keyframe(self, update: Update, camera_frame: str, config: MapConfig) -> None:
+    def keyframe(self, update: Update, camera_frame: str, config: MapConfig, edge: TfEdge | None) -> None:
         """What a new, registered keyframe gives at once. Path and map follow when they are due."""
-        stamp, view = update.keyframe.stamp_ns, update.view
-        pixels = update.keyframe.image.pixels
-        if self._broadcaster is not None:
-            self._broadcaster.sendTransform(transform_stamped(stamp, self._world, camera_frame, view.camera_to_world))
-        self.publish("pose", lambda: pose_stamped(stamp, self._world, view.camera_to_world))
+        stamp, world, pixels = update.keyframe.stamp_ns, self._world.name, update.keyframe.image.pixels
+        view = replace(update.view, camera_to_world=self._world.from_world @ update.view.camera_to_world)
+        if self._broadcaster is not None and self._world.publish_tf and edge is not None:
+            self._broadcaster.sendTransform(transform_stamped(stamp, world, edge.child, edge.pose))
+        self.publish("pose", lambda: pose_stamped(stamp, world, view.camera_to_world))
         self._publishers["camera_info"].publish(camera_info_message(stamp, camera_frame, update.intrinsics))
-        self.publish("points", lambda: cloud_message(stamp, self._world, view_cloud(view, pixels, config)))
+        self.publish("points", lambda: cloud_message(stamp, world, view_cloud(view, pixels, config)))
         self.publish("depth", lambda: depth_message(stamp, camera_frame, view.depth))
         self._map.changed()
         self._trajectory.changed()
@@ -124,15 +125,17 @@ class Publishers:
         """Path and map, each when it changed, is read by somebody, and was not published just now."""
         if self._trajectory.due(0.0, self.wanted("path")):
             self._trajectory.published()
-            self._publishers["path"].publish(self._path.build(stamp_ns, reconstructor.trajectory()))
+            trajectory = [(stamp, self._world.from_world @ pose) for stamp, pose in reconstructor.trajectory()]
+            self._publishers["path"].publish(self._path.build(stamp_ns, trajectory))
         if self._map.due(map_period_s, self.wanted("map")):
             self._map.published()
-            self._publishers["map"].publish(cloud_message(stamp_ns, self._world, reconstructor.map.cloud()))
+            cloud = self._world.placed(reconstructor.map.cloud())
+            self._publishers["map"].publish(cloud_message(stamp_ns, self._world.name, cloud))
 
     def cleared(self, stamp_ns: int) -> None:
         """An empty path and an empty map, in place of what readers still show."""
         self._publishers["path"].publish(self._path.build(stamp_ns, []))
-        self._publishers["map"].publish(cloud_message(stamp_ns, self._world, PointCloud.empty()))
+        self._publishers["map"].publish(cloud_message(stamp_ns, self._world.name, PointCloud.empty()))
         self._map.published()
         self._trajectory.published()
 

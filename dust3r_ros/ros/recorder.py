@@ -28,7 +28,8 @@ from dust3r_ros.mapping.export import CameraRecord, stamp_text, write_cameras_js
 from dust3r_ros.msg import Status
 from dust3r_ros.ros.convert import cloud_of, depth_of, pose_of, transform_of
 from dust3r_ros.ros.decode import intrinsics_of, stamp_ns_of
-from dust3r_ros.ros.publishers import OUTPUTS, reliable
+from dust3r_ros.ros.publishers import OUTPUTS
+from dust3r_ros.ros.qos import reliable
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Recorded:
     """
 
     camera_frame: str = ""
+    camera_frames: set[str] = field(default_factory=set)
     transforms: dict[int, FloatArray] = field(default_factory=dict)
     poses: dict[int, FloatArray] = field(default_factory=dict)
     points: dict[int, int] = field(default_factory=dict)
@@ -110,6 +112,7 @@ class Recorder(Node):
         ours = [sent for sent in message.transforms if sent.header.frame_id == self._world_frame]
         for sent in ours:  # a robot has others on this topic
             self.recorded.camera_frame = sent.child_frame_id
+            self.recorded.camera_frames.add(sent.child_frame_id)
             self.recorded.transforms[stamp_ns_of(sent.header)] = transform_of(sent.transform)
 
     def _on_pose(self, message: PoseStamped) -> None:

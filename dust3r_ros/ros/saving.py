@@ -9,6 +9,7 @@ from dust3r_ros.data import Intrinsics
 from dust3r_ros.errors import RosError
 from dust3r_ros.mapping.export import CameraRecord, stamp_text, write_cameras_json, write_cloud, write_tum
 from dust3r_ros.pipeline import Reconstructor
+from dust3r_ros.ros.map_frame import MapFrame
 
 
 def folder_inside(root: str, asked: str) -> Path:
@@ -24,13 +25,14 @@ def folder_inside(root: str, asked: str) -> Path:
     return folder
 
 
-def save_map(reconstructor: Reconstructor, intrinsics: Intrinsics | None, folder: Path) -> list[Path]:
-    """Write ``cloud.ply``, ``trajectory.tum`` and ``cameras.json``; the files written.
+def save_map(reconstructor: Reconstructor, frame: MapFrame, intrinsics: Intrinsics | None, folder: Path) -> list[Path]:
+    """Write ``cloud.ply``, ``trajectory.tum`` and ``cameras.json``, in ``frame``; the files written.
 
     ``intrinsics`` are the camera's for its original image, None when unknown: then there is no ``cameras.json``.
     Raises RosError for an empty map and ExportError when the system refuses.
     """
-    cloud, trajectory = reconstructor.map.cloud(), reconstructor.trajectory()
+    cloud = frame.placed(reconstructor.map.cloud())
+    trajectory = [(stamp, frame.from_world @ pose) for stamp, pose in reconstructor.trajectory()]
     if not len(cloud):
         raise RosError("the map is empty: there is nothing to save")
     files = [folder / "cloud.ply", folder / "trajectory.tum"]

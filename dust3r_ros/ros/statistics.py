@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+import numpy as np
+
 from dust3r_ros.data import Update
 from dust3r_ros.keyframes import KeyframeReason
 
@@ -18,10 +20,13 @@ _RATE_WINDOW_S = 10.0
 class Drop(Enum):
     """Why an image did not become part of the map."""
 
+    UNSEEN = "unseen"
     NOT_NEEDED = "not needed"
     BLURRED = "blurred"
     QUEUE_FULL = "queue full"
     INVALID = "invalid"
+    NO_CALIBRATION = "no calibration"
+    NO_TRANSFORM = "no transform"
     FAILED = "failed"
 
 
@@ -34,9 +39,10 @@ def drop_of(reason: KeyframeReason) -> Drop:
 class Snapshot:
     """The statistics at one moment.
 
-    ``stamp_ns`` is the newest image's; ``keyframe_rate`` per second over the last 10 s; ``latency_ms`` from an image's
-    arrival to its points published; ``newest`` the last keyframe that was placed; ``lost`` says that the last one was
-    not.
+    ``stamp_ns`` is the newest image's; ``image_rate`` and ``keyframe_rate`` per second over the last 10 s;
+    ``callback_p99_ms`` is the time that 99 of 100 of the last 1000 images' callbacks were done in; ``latency_ms`` from
+    an image's arrival to its points published; ``newest`` the last keyframe that was placed; ``lost`` says that the
+    last one was not.
     """
 
     stamp_ns: int = 0
@@ -47,6 +53,8 @@ class Snapshot:
     latency_ms: float = 0.0
     newest: Update | None = None
     lost: bool = False
+    image_rate: float = 0.0
+    callback_p99_ms: float = 0.0
 
 
 class Statistics:
@@ -65,6 +73,8 @@ class Statistics:
             self._keyframes = 0
             self._dropped: Counter[Drop] = Counter()
             self._times: deque[float] = deque(maxlen=1000)
+            self._arrivals: deque[float] = deque(maxlen=10_000)
+            self._callbacks: deque[float] = deque(maxlen=1000)
             self._latency_ms = 0.0
             self._newest: Update | None = None
             self._lost = False
@@ -74,6 +84,12 @@ class Statistics:
         with self._lock:
             self._received += 1
             self._stamp_ns = stamp_ns
+            self._arrivals.append(self._clock())
+
+    def callback(self, seconds: float) -> None:
+        """An image's callback took so long."""
+        with self._lock:
+            self._callbacks.append(seconds)
 
     def dropped(self, reason: Drop, count: int = 1) -> None:
         """Images will not become part of the map."""
@@ -102,6 +118,8 @@ class Statistics:
                 received=self._received,
                 keyframes=self._keyframes,
                 dropped=Counter(self._dropped),
+                image_rate=sum(t > since for t in self._arrivals) / _RATE_WINDOW_S,
+                callback_p99_ms=1e3 * float(np.percentile(self._callbacks, 99)) if self._callbacks else 0.0,
                 keyframe_rate=sum(t > since for t in self._times) / _RATE_WINDOW_S,
                 latency_ms=self._latency_ms,
                 newest=self._newest,

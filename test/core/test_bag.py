@@ -12,6 +12,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from dust3r_ros.errors import RecordingError
 from dust3r_ros.ros.bag import open_recording
+from dust3r_ros.ros.lens import lens_of
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
 STORE1 = get_typestore(Stores.ROS1_NOETIC)
@@ -46,10 +47,10 @@ class Messages:
         _, data = cv2.imencode(".png", np.full((24, 32, 3), colour(number)[::-1], np.uint8))
         return self.types["sensor_msgs/msg/CompressedImage"](self.header(stamp_ns, "optical"), "png", data.reshape(-1))
 
-    def info(self, stamp_ns: int, focal: float):
+    def info(self, stamp_ns: int, focal: float, distortion: float = 0.0):
         names = ("d", "k", "r", "p") if not self.ros1 else ("D", "K", "R", "P")
         k = np.array([focal, 0, 15.5, 0, focal, 11.5, 0, 0, 1.0])
-        arrays = dict(zip(names, (np.zeros(5), k, np.eye(3).ravel(), np.zeros(12))))
+        arrays = dict(zip(names, (np.array([distortion, 0, 0, 0, 0]), k, np.eye(3).ravel(), np.zeros(12))))
         roi = self.types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
         return self.types["sensor_msgs/msg/CameraInfo"](
             header=self.header(stamp_ns, "optical"), height=24, width=32, distortion_model="plumb_bob",
@@ -64,7 +65,8 @@ class Messages:
         return self.types["geometry_msgs/msg/PoseStamped"](self.header(stamp_ns, "map"), pose)
 
 
-def write_bag(folder: Path, kind: str, topics: tuple[str, ...] = ("/cam/image_raw",), *, changes=None) -> Path:
+def write_bag(folder: Path, kind: str, topics: tuple[str, ...] = ("/cam/image_raw",), *, changes=None,
+              distortion: float = 0.0) -> Path:  # fmt: skip
     """A bag in which frame k is of ``colour(k)`` and the true camera stands at (k, 0, 0), turned by 90 degrees."""
     ros1 = kind == "ros1"
     store, make = (STORE1, Messages(STORE1, True)) if ros1 else (STORE, Messages(STORE, False))
@@ -89,7 +91,7 @@ def write_bag(folder: Path, kind: str, topics: tuple[str, ...] = ("/cam/image_ra
                     number, stamp, **((changes or {}).get(number, {}))
                 )  # fmt: skip
                 writer.write(connection, stamp + 7, serialize(message, connection.msgtype))
-            writer.write(info, stamp + 8, serialize(make.info(stamp, 30.0 + number), info.msgtype))
+            writer.write(info, stamp + 8, serialize(make.info(stamp, 30.0 + number, distortion), info.msgtype))
             writer.write(truth, stamp + 9, serialize(make.pose(number, stamp), truth.msgtype))
     return path
 
@@ -248,3 +250,16 @@ def test_the_real_recording(shared):
     assert first.intrinsics.fx == 525
     assert (1 + rest, len(poses)) == (200, 200)
     assert poses[0].stamp_ns == first.stamp_ns
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lens_distortion_is_undone(tmp_path, kind):
+    pattern = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    with open_recording(
+        write_bag(tmp_path, kind, changes={0: {"data": pattern.reshape(-1)}}, distortion=-0.2)
+    ) as recording:
+        first, second, *_ = recording.frames()
+    lens = lens_of(Messages(STORE, False).info(0, 30.0, -0.2), rectified=False)
+    assert first.intrinsics == second.intrinsics == lens.intrinsics
+    np.testing.assert_array_equal(first.image, lens.undistorted(pattern))
+    assert (first.image != pattern).any()

@@ -37,6 +37,6 @@ def test_every_option_has_a_line_in_the_table():
         assert f"| `{option.name}` | {option.type.__name__} | " in table
 
 
-@pytest.mark.parametrize("name", ["robot.yaml", "bag.yaml", "cpu.yaml"])
+@pytest.mark.parametrize("name", ["robot.yaml", "drone.yaml", "car.yaml", "bag.yaml", "cpu.yaml"])
 def test_each_parameter_file_is_valid_and_changes_something(name):
     assert make_config(NodeConfig, parameters(name)) != NodeConfig()

@@ -6,6 +6,7 @@ import torch
 from network_golden import MINI, golden_model
 
 from dust3r_ros.data import ImageTransform, PairState, PreparedImage
+from dust3r_ros.errors import DeviceMemoryError
 from dust3r_ros.network import ModelSource, NetworkConfig, NetworkPredictor
 from dust3r_ros.predictor import ImageSize, PairPredictor, PredictorInfo
 
@@ -123,3 +124,48 @@ def test_points_that_overflow_are_left_out(model, caplog):
 def test_batches_must_hold_a_pair(model):
     with pytest.raises(ValueError, match="max_pairs must be at least 1, got 0"):
         NetworkPredictor(model, max_pairs=0)
+
+
+def short_of_memory(model, pairs: int) -> None:
+    """The device has memory for so many pairs at once, and no more."""
+    decode = model.decode
+
+    def limited(tokens_i, tokens_j, *sizes):
+        if len(tokens_i) > pairs:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return decode(tokens_i, tokens_j, *sizes)
+
+    model.decode = limited
+
+
+def test_batches_shrink_to_what_the_device_has_memory_for_and_nothing_is_lost(model, caplog):
+    views = [NetworkPredictor(model).encode(picture(k, 32, 48), "camera") for k in range(4)]
+    pairs = [(i, j) for i in views for j in views if i is not j]
+    expected = NetworkPredictor(model, max_pairs=12).predict(pairs)
+    short_of_memory(model, 2)
+    predictor = CountingPredictor(model, max_pairs=8)
+    with caplog.at_level(logging.WARNING):
+        found = predictor.predict(pairs)
+    assert predictor.decoded == [8, 4, 2, 2, 2, 2, 2, 2]
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other)
+    assert [record.message for record in caplog.records] == [
+        "cpu has no memory for 8 pairs at once: 4 from now on",
+        "cpu has no memory for 4 pairs at once: 2 from now on",
+    ]
+    predictor.predict(pairs)
+    assert predictor.decoded[8:] == [2] * 6
+
+
+def test_memory_for_no_pair_or_no_image_is_said(model):
+    views = [NetworkPredictor(model).encode(picture(k, 32, 48), "camera") for k in range(2)]
+    short_of_memory(model, 0)
+    with pytest.raises(DeviceMemoryError, match="cpu has no memory for a pair of images"):
+        NetworkPredictor(model, max_pairs=4).predict([(views[0], views[1])])
+
+    def encode(images):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    model.encode = encode
+    with pytest.raises(DeviceMemoryError, match="cpu has no memory for an image"):
+        NetworkPredictor(model).encode(picture(0, 32, 48), "camera")

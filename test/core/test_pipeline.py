@@ -195,3 +195,40 @@ def test_nothing_to_align_is_an_error(walk, images, truth):
     sources = [SourceImage(str(k), lambda k=k: images[k][0]) for k in (0, 4)]
     with pytest.raises(AlignmentError):
         reconstruct(sources, predictor=Unreliable(truth, {0}))
+
+
+class CountingTruth(TruePredictor):
+    """Remembers how many pairs each keyframe was predicted with."""
+
+    def __init__(self, *given, **options) -> None:
+        super().__init__(*given, **options)
+        self.pairs: list[int] = []
+
+    def predict(self, pairs):
+        self.pairs.append(len(pairs))
+        return super().predict(pairs)
+
+
+def test_a_limited_window_pairs_with_fewer_keyframes_until_the_next_reset(walk, images):
+    config = make_config(ReconstructorConfig, {"keyframes.every_image": True, "window": 3})
+    predictor = CountingTruth(walk, image_size=SIZE)
+    reconstructor = Reconstructor(config, predictor)
+    spread = images[::5]
+    for image, stamp in spread[:4]:
+        assert reconstructor.add(image, stamp).view.registered
+    reconstructor.limit_window(1)
+    for image, stamp in spread[4:7]:
+        assert reconstructor.add(image, stamp).view.registered
+    assert predictor.pairs == [0, 2, 4, 6, 2, 2, 2]
+    assert ate_percent(walk, reconstructor.trajectory()) < 1.0
+    reconstructor.reset()
+    for image, stamp in spread[:4]:
+        reconstructor.add(image, stamp)
+    assert predictor.pairs[7:] == [0, 2, 4, 6]
+
+
+def test_an_image_is_taken_anew_whether_or_not_anything_moved(images, truth):
+    reconstructor = Reconstructor(ReconstructorConfig(), truth)
+    image, stamp = images[0]
+    taken = [reconstructor.select(image, stamp, anew=anew).take for anew in (False, False, True, False)]
+    assert taken == [True, False, True, False]

@@ -1,6 +1,7 @@
 """A camera driver for the tests, a process of its own: publishes a list of good and bad images, then ends.
 
-python camera.py TOPIC KIND[,KIND...] [--info TOPIC] [--period S]
+python camera.py TOPIC KIND[,KIND...] [--info TOPIC] [--period S] [--from N] [--at N] [--still]
+                 [--reliability NAME] [--frame FRAME] [--bent]
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from dust3r_ros.data import Intrinsics
 from dust3r_ros.ros.convert import camera_info_message, header_of
-from dust3r_ros.ros.publishers import image_qos
+from dust3r_ros.ros.qos import image_qos
 
 START_NS = 1_700_000_000_000_000_000
 STEP_NS = 100_000_000
 STEP_X = 0.1
 FRAME = "camera_optical"
+DISTORTION = [-0.3, 0.08, 0.0, 0.0, 0.0]
 BAD = {"truncated", "unknown", "zero", "jpeg_truncated", "noise"}
 COMPRESSED = {"jpeg", "png", "jpeg_truncated", "noise"}
 PATIENCE_S = 60.0
@@ -65,17 +67,40 @@ def compressed(kind: str, rgb: np.ndarray) -> CompressedImage:
     return CompressedImage(format="png" if kind == "png" else "jpeg", data=array.array("B", data))
 
 
+def described(stamp_ns: int, frame: str, *, bent: bool) -> CameraInfo:
+    """The camera's own CameraInfo."""
+    info = camera_info_message(stamp_ns, frame, Intrinsics.from_focal(FOCAL_PX, WIDTH, HEIGHT))
+    if bent:
+        info.distortion_model, info.d = "plumb_bob", DISTORTION
+    return info
+
+
+def through_lens(straight: np.ndarray) -> np.ndarray:
+    """What a lens with barrel distortion makes of a pinhole's image."""
+    k = Intrinsics.from_focal(FOCAL_PX, WIDTH, HEIGHT).matrix(centres_at_integers=True)
+    u, v = np.meshgrid(np.arange(WIDTH, dtype=np.float64), np.arange(HEIGHT, dtype=np.float64))
+    rays = cv2.undistortPoints(np.stack([u, v], axis=-1).reshape(-1, 1, 2), k, np.array(DISTORTION), P=k)
+    source = np.asarray(rays, np.float32).reshape(HEIGHT, WIDTH, 2)
+    return cv2.remap(straight, source[..., 0], source[..., 1], cv2.INTER_LINEAR)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("topic")
     parser.add_argument("kinds", type=lambda text: text.split(","))
     parser.add_argument("--info", default="")
     parser.add_argument("--period", type=float, default=0.05)
+    parser.add_argument("--from", type=int, default=0, dest="first", help="place of the first image on the way")
+    parser.add_argument("--at", type=int, help="where the first image is taken (default: as --from)")
+    parser.add_argument("--still", action="store_true", help="all from one place")
+    parser.add_argument("--reliability", default="reliable")
+    parser.add_argument("--frame", default=FRAME)
+    parser.add_argument("--bent", action="store_true", help="the lens has distortion")
     arguments = parser.parse_args()
     rclpy.init(args=[])
     node = rclpy.create_node("camera")
     kind = CompressedImage if arguments.kinds[0] in COMPRESSED else Image
-    images = node.create_publisher(kind, arguments.topic, image_qos("reliable", 100))
+    images = node.create_publisher(kind, arguments.topic, image_qos(arguments.reliability, 100))
     infos = node.create_publisher(CameraInfo, arguments.info, image_qos("reliable", 100)) if arguments.info else None
     publishers = [images] if infos is None else [images, infos]
     deadline = time.monotonic() + PATIENCE_S
@@ -83,13 +108,16 @@ def main() -> int:
         if time.monotonic() > deadline:
             raise TimeoutError(f"nobody subscribed to {arguments.topic}")
         rclpy.spin_once(node, timeout_sec=0.05)
-    k = Intrinsics.from_focal(FOCAL_PX, WIDTH, HEIGHT)
-    for place, name in enumerate(arguments.kinds):
+    shift = 0 if arguments.at is None else arguments.at - arguments.first
+    for place, name in enumerate(arguments.kinds, arguments.first):
         if infos is not None and name != "jpeg_truncated":
-            infos.publish(camera_info_message(stamp_of(place), FRAME, k))
+            infos.publish(described(stamp_of(place), arguments.frame, bent=arguments.bent))
         rclpy.spin_once(node, timeout_sec=arguments.period)
-        message = (compressed if name in COMPRESSED else raw)(name, layered_view(STEP_X * place))
-        message.header = header_of(stamp_of(place), FRAME)
+        view = layered_view(0.0 if arguments.still else STEP_X * (place + shift))
+        if arguments.bent:
+            view = through_lens(view)
+        message = (compressed if name in COMPRESSED else raw)(name, view)
+        message.header = header_of(stamp_of(place), arguments.frame)
         images.publish(message)
     images.wait_for_all_acked(Duration(seconds=PATIENCE_S))
     rclpy.shutdown()

@@ -10,6 +10,8 @@ import pytest
 rclpy = pytest.importorskip("rclpy", reason="needs rclpy")
 pytest.importorskip("dust3r_ros.msg", reason="needs the built messages: make build")
 
+from rig import Start, make_rig  # noqa: E402
+
 from dust3r_ros.ros.processes import private_environment  # noqa: E402
 
 
@@ -42,3 +44,9 @@ def node(ros: None) -> Iterator[rclpy.node.Node]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for a module's logs."""
     return tmp_path_factory.mktemp("ros")
+
+
+@pytest.fixture(scope="module")
+def start(ros: None, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """Makes rigs."""
+    return lambda *parameters, **more: make_rig(environment, tmp_path_factory.mktemp("node"), *parameters, **more)

@@ -13,7 +13,7 @@ from tf2_msgs.msg import TFMessage
 
 from dust3r_ros.errors import RosError
 from dust3r_ros.ros import compat
-from dust3r_ros.ros.publishers import latched, reliable
+from dust3r_ros.ros.qos import latched, reliable
 from dust3r_ros.ros.recorder import spin_until
 
 FIELDS = [

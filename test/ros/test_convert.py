@@ -162,8 +162,8 @@ def test_status_has_every_count_and_time():
     status = status_message("map", snapshot, info, state="mapping", queue_length=3, map_points=1000)
     assert (status.model, status.trained, status.licence, status.device) == ("tiny", True, "Apache-2.0", "cpu")
     assert (status.frames_received, status.keyframes, status.queue_length, status.map_points) == (50, 7, 3, 1000)
-    drops = (status.dropped_not_needed, status.dropped_blurred, status.dropped_queue_full, status.dropped_invalid)
-    assert (*drops, status.dropped_failed) == (1, 2, 3, 4, 5)
+    names = ("unseen", "not_needed", "blurred", "queue_full", "invalid", "no_calibration", "no_transform", "failed")
+    assert [getattr(status, f"dropped_{name}") for name in names] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert (status.encode_ms, status.decode_ms, status.align_ms, status.fuse_ms) == (1, 2, 3, 4)
     assert (status.focal_px, status.focal_spread_px, status.metric, status.edge_residual) == (500, 2.5, True, 0.25)
     assert (status.keyframe_rate, status.latency_ms, stamp_ns_of(status.header)) == (0.5, 125, STAMP_NS)

@@ -2,119 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from camera import BAD, FRAME, stamp_of
 from layers import FOCAL_PX, HEIGHT, WIDTH
-from rclpy.client import Client
+from rclpy.qos import ReliabilityPolicy
+from rig import PATIENCE_S, SMALL, Rig, running
 from sensor_msgs.msg import PointCloud2
 from std_srvs.srv import SetBool, Trigger
 
 from dust3r_ros.mapping.export import read_cloud
 from dust3r_ros.ros.convert import cloud_of
 from dust3r_ros.ros.processes import Child
-from dust3r_ros.ros.publishers import OUTPUTS, latched
-from dust3r_ros.ros.recorder import Recorded, Recorder, spin_until
+from dust3r_ros.ros.qos import latched
 from dust3r_ros.srv import SaveMap
-
-PATIENCE_S = 120.0
-HERE = Path(__file__).parent
-SMALL = ("image_size:=256", "window:=1", "queue_size:=100", "image_history:=100", "keyframes.every_image:=true",
-         "map_period:=0.1", "image_reliability:=reliable")  # fmt: skip
-
-
-@dataclass
-class Rig:
-    """A running node, and the recorder that hears it."""
-
-    node: Child
-    recorder: Recorder
-    environment: dict[str, str]
-    folder: Path
-    namespace: str
-
-    @property
-    def recorded(self) -> Recorded:
-        return self.recorder.recorded
-
-    def wait(self, condition: Callable[[], bool]) -> None:
-        """Until the condition holds; fails with what the node said when it does not."""
-
-        def ready() -> bool:
-            self.node.check_running()
-            return condition()
-
-        if not spin_until(self.recorder, ready, PATIENCE_S):
-            pytest.fail(f"not in {PATIENCE_S:g} s; status {self.recorded.status}; log {self.log()}")
-
-    def film(self, topic: str, kinds: list[str], *more: str) -> None:
-        """Run the camera and wait until the node has dealt with all its images."""
-        before = self.recorded.status.frames_received
-        camera = Child("camera", [topic, ",".join(kinds), *more], self.folder / "camera.log", self.environment)
-        with camera.start():
-            self.wait(lambda: not camera.running)
-            camera.check_finished()
-        self.wait(lambda: self.recorded.status.frames_received == before + len(kinds) and not self.recorded.in_flight())
-
-    def settled(self) -> bool:
-        """Whether the path and map are those of the newest keyframe."""
-        newest = max(self.recorded.transforms, default=0)
-        path = self.recorded.path
-        return newest > 0 and self.recorded.cloud_stamp_ns == newest and bool(path) and path[-1][0] == newest
-
-    def call(self, kind: type, name: str, request: object) -> object:
-        client: Client = self.recorder.create_client(kind, f"{self.namespace}/dust3r/{name}")
-        self.wait(client.service_is_ready)
-        answer = client.call_async(request)
-        self.wait(answer.done)
-        self.recorder.destroy_client(client)
-        return answer.result()
-
-    def log(self) -> str:
-        return self.node.log_file.read_text("utf-8", "replace")
-
-
-@pytest.fixture(scope="module")
-def start(ros: None, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Rig]:
-    """Makes a rig whose node has these parameters and arguments; leave it by a with block over its node."""
-
-    names = (f"/rig{number}" for number in itertools.count())
-
-    def make(*parameters: str, arguments: tuple[str, ...] = ()) -> Rig:
-        folder, namespace = tmp_path_factory.mktemp("node"), next(names)
-        own_tf = ["--ros-args", "-r", f"/tf:={namespace}/tf"]
-        given = [word for parameter in (*parameters, f"map_folder:={folder}") for word in ("-p", parameter)]
-        path = os.pathsep.join([str(HERE), environment.get("PYTHONPATH", "")])
-        own = {**environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        log_file = folder / "node.log"
-        node = Child("dust3r_ros.ros.node", [*own_tf, "-r", f"__ns:={namespace}", *arguments, *given], log_file, own)
-        recorder = Recorder(f"{namespace}/dust3r", cli_args=own_tf, use_global_arguments=False)
-        return Rig(node, recorder, own, folder, namespace)
-
-    return make
-
-
-def running(rig: Rig, stop: signal.Signals = signal.SIGINT) -> Iterator[Rig]:
-    with rig.node.start():
-        names = [f"{rig.namespace}/dust3r/{output.name}" for output in OUTPUTS]
-        rig.wait(lambda: rig.recorded.status is not None and all(map(rig.recorder.count_publishers, names)))
-        yield rig
-        os.kill(rig.node._started().pid, stop)
-        assert spin_until(rig.recorder, lambda: not rig.node.running, PATIENCE_S)
-        rig.node.check_finished()
-    assert "Traceback" not in rig.log()
-    rig.recorder.destroy_node()
-
 
 MIXED = ["rgb8", "truncated", "bgr8", "unknown", "mono8", "zero", "rgba8", "mono16", "bgra8"]
 GOOD = [stamp_of(place) for place, kind in enumerate(MIXED) if kind not in BAD]
@@ -123,7 +31,7 @@ GOOD = [stamp_of(place) for place, kind in enumerate(MIXED) if kind not in BAD]
 @pytest.fixture(scope="module")
 def mapped(start: Callable[..., Rig]) -> Iterator[Rig]:
     """A node that was sent raw images of many encodings, and broken ones between them."""
-    for rig in running(start(*SMALL)):
+    with running(start(*SMALL)) as rig:
         rig.film(f"{rig.namespace}/image", MIXED)
         rig.wait(rig.settled)
         yield rig
@@ -199,13 +107,13 @@ def test_compressed_images_with_given_intrinsics_on_remapped_topics_until_sigter
     arguments = ("-r", "image:=/front/image_raw", "-r", "camera_info:=/front/camera_info")
     rig = start(*SMALL, "image_transport:=compressed", "intrinsics:=given", arguments=arguments)
     kinds = ["jpeg", "jpeg_truncated", "png", "noise", "jpeg"]
-    for started in running(rig, signal.SIGTERM):
-        started.film("/front/image_raw/compressed", kinds, "--info", "/front/camera_info")
-        status, known = started.recorded.status, started.recorded.intrinsics
+    with running(rig, signal.SIGTERM):
+        rig.film("/front/image_raw/compressed", kinds, "--info", "/front/camera_info")
+        status, known = rig.recorded.status, rig.recorded.intrinsics
         assert (status.frames_received, status.keyframes, status.dropped_invalid) == (5, 3, 2)
         assert known.focal_px == pytest.approx(FOCAL_PX)
         assert (known.width, known.height, status.focal_spread_px) == (WIDTH, HEIGHT, 0.0)
-        assert started.recorded.disagreements() == []
+        assert rig.recorded.disagreements() == []
 
 
 def test_interrupted_in_the_middle_of_work_it_ends_well_within_two_seconds(start):
@@ -224,6 +132,30 @@ def test_interrupted_in_the_middle_of_work_it_ends_well_within_two_seconds(start
     assert "Traceback" not in rig.log()
     assert rig.recorded.in_flight() > 0
     rig.recorder.destroy_node()
+
+
+def test_keyframe_now_takes_the_next_image_even_when_nothing_moved(start):
+    rig = start(*(given for given in SMALL if not given.startswith("keyframes")))
+    topic = f"{rig.namespace}/image"
+    with running(rig):
+        rig.film(topic, ["rgb8"] * 3, "--still")
+        assert (rig.recorded.status.keyframes, rig.recorded.status.dropped_not_needed) == (1, 2)
+        assert rig.call(Trigger, "keyframe_now", Trigger.Request()).message == "the next image becomes a keyframe"
+        rig.film(topic, ["rgb8"] * 3, "--still", "--from", "3")
+        wanted = rig.recorded.status
+        assert wanted.keyframes + wanted.dropped_failed == 2  # without parallax it may not find a place
+        assert wanted.dropped_not_needed == 4
+        assert rig.call(SetBool, "pause", SetBool.Request(data=True)).success
+        assert rig.call(Trigger, "keyframe_now", Trigger.Request()).message == "the node is paused"
+
+
+def test_the_quality_of_service_of_a_stream_is_a_parameter(start):
+    rig = start(*SMALL, "qos_overrides.NAMESPACE/image.subscription.reliability:=best_effort")
+    with running(rig):
+        (images,) = rig.recorder.get_subscriptions_info_by_topic(f"{rig.namespace}/image")
+        (points,) = rig.recorder.get_publishers_info_by_topic(f"{rig.namespace}/dust3r/points")
+        assert images.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
+        assert points.qos_profile.reliability == ReliabilityPolicy.RELIABLE
 
 
 def test_a_wrong_parameter_is_one_line_and_exit_code_2(environment):

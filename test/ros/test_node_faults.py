@@ -1,86 +1,57 @@
-"""What the node does when a part of it fails, in this process with a reconstructor that fails on demand."""
+"""A node whose parts fail: the fault is reported, what it hit is dropped, and the node goes on."""
 
-import time
+from __future__ import annotations
 
-import numpy as np
-import pytest
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.parameter import Parameter
-from sensor_msgs.msg import Image
+from diagnostic_msgs.msg import DiagnosticStatus
+from rig import SMALL, running
 
-import dust3r_ros.ros.node as node_module
-from dust3r_ros.keyframes import KeyframeDecision, KeyframeReason
-from dust3r_ros.predictor import PredictorInfo
-from dust3r_ros.ros.convert import header_of
-from dust3r_ros.ros.publishers import reliable
-from dust3r_ros.ros.recorder import Recorder
-
-PATIENCE_S = 30.0
+THREE = ("window:=3", *(given for given in SMALL if not given.startswith("window")))
 
 
-class FailingReconstructor:
-    """Takes every image, and fails on all of them."""
-
-    info = PredictorInfo("failing", False, "", "cpu")
-
-    def __init__(self, config) -> None:
-        self.config = config
-        self.map: list[int] = []
-        self.attempts: list[int] = []
-
-    def select(self, image, stamp_ns):
-        return KeyframeDecision(True, KeyframeReason.EVERY, 0.0, 1.0, 1.0)
-
-    def reconstruct(self, image, stamp_ns, intrinsics=None):
-        self.attempts.append(stamp_ns)
-        raise np.linalg.LinAlgError("singular matrix")
-
-    def reconfigure(self, config) -> None:
-        self.config = config
-
-    def reset(self) -> None:
-        self.attempts.clear()
+def test_a_keyframe_whose_computation_raises_is_dropped_and_reported_and_the_next_ones_are_mapped(start):
+    rig = start(*SMALL, module="faulty_node", faults="predictor:3")
+    with running(rig):
+        rig.film(f"{rig.namespace}/image", ["rgb8"] * 3)
+        rig.wait(lambda: rig.diagnostics["mapping"].level == DiagnosticStatus.ERROR)
+        assert rig.diagnostics["mapping"].message == "the last keyframe failed: ArithmeticError: a fault of the test"
+        rig.film(f"{rig.namespace}/image", ["rgb8"] * 3, "--from", "3")
+        status = rig.recorded.status
+        assert (status.frames_received, status.keyframes, status.dropped_failed) == (6, 5, 1)
+        rig.wait(lambda: rig.diagnostics["mapping"].level == DiagnosticStatus.OK)
+        assert "dropped: ArithmeticError: a fault of the test" in rig.log()
 
 
-@pytest.fixture
-def pair(ros, monkeypatch):
-    """A node that cannot reconstruct anything, and a recorder, in one executor."""
-    monkeypatch.setattr(node_module, "Reconstructor", FailingReconstructor)
-    given = [Parameter("image_reliability", value="reliable"), Parameter("queue_size", value=10)]
-    node = node_module.Dust3rNode(namespace="/faults", parameter_overrides=given)
-    recorder = Recorder("/faults/dust3r")
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    executor.add_node(recorder)
-    yield node, recorder, executor
-    assert node.close()
-    executor.shutdown()
-    node.destroy_node()
-    recorder.destroy_node()
+def test_a_device_out_of_memory_pairs_keyframes_with_fewer_others_and_loses_none(start):
+    rig = start(*THREE, module="faulty_node", faults="memory:4")
+    with running(rig):
+        rig.film(f"{rig.namespace}/image", ["rgb8"] * 5)
+        status = rig.recorded.status
+        assert (status.keyframes, status.dropped_failed) == (5, 0)
+        assert "no memory for 4 pairs: keyframes are paired with 1 older ones from now on" in rig.log()
+        rig.wait(lambda: rig.diagnostics["mapping"].level == DiagnosticStatus.WARN)
+        assert rig.diagnostics["mapping"].message == "device memory is short: window 1 instead of 3"
 
 
-def spin(executor, condition) -> bool:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition() and time.monotonic() < deadline:
-        executor.spin_once(timeout_sec=0.05)
-    return condition()
+def test_memory_that_suffices_for_no_pair_drops_the_keyframe_and_leaves_the_node_alive(start):
+    rig = start(*THREE, module="faulty_node", faults="memory:1")
+    with running(rig):
+        rig.film(f"{rig.namespace}/image", ["rgb8"] * 3)
+        status = rig.recorded.status
+        assert (status.keyframes, status.dropped_failed) == (1, 2)
+        rig.wait(lambda: rig.diagnostics["mapping"].level == DiagnosticStatus.ERROR)
 
 
-def test_a_keyframe_that_raises_is_counted_and_the_node_goes_on(pair):
-    node, recorder, executor = pair
-    camera = recorder.create_publisher(Image, "/faults/image", reliable(10))
-    assert spin(executor, lambda: camera.get_subscription_count() == 1)
-    for stamp in (1, 2, 3):
-        data = bytes(4 * 4 * 3)
-        camera.publish(Image(header=header_of(stamp, "camera"), encoding="rgb8", height=4, width=4, step=12, data=data))
-    recorded = recorder.recorded
-    assert spin(executor, lambda: recorded.status is not None and recorded.status.dropped_failed == 3)
-    assert node._reconstructor.attempts == [1, 2, 3]
-    assert (recorded.status.frames_received, recorded.status.keyframes) == (3, 0)
-    assert recorded.in_flight() == 0
-
-
-def test_a_live_parameter_reaches_the_reconstructor(pair):
-    node, _, _ = pair
-    assert node.set_parameters([Parameter("keyframes.min_overlap", value=0.31)])[0].successful
-    assert node._reconstructor.config.keyframes.min_overlap == 0.31
+def test_while_the_worker_is_slow_images_are_counted_and_the_oldest_keyframes_give_way(start):
+    given = [parameter for parameter in SMALL if not parameter.startswith("queue_size")]
+    rig = start(*given, "queue_size:=2", module="faulty_node", faults="slow:1.0")
+    with running(rig):
+        rig.publish(f"{rig.namespace}/image", ["rgb8"] * 12)
+        rig.wait(lambda: rig.recorded.status.frames_received == 12)
+        assert rig.recorded.status.queue_length <= 2
+        rig.wait(lambda: not rig.recorded.in_flight())
+        status = rig.recorded.status
+        assert status.keyframes + status.dropped_queue_full == 12
+        assert status.dropped_queue_full >= 4
+        rig.wait(lambda: any(said.startswith("mapping: too slow") for said in rig.said))
+        mapping = {pair.key: pair.value for pair in rig.diagnostics["mapping"].values}
+        assert float(mapping["image callback p99, ms"]) < 50.0  # a prediction takes 1000

@@ -32,7 +32,7 @@ def test_every_option_is_declared_with_its_default_and_description(make_node):
         assert node.get_parameter(option.name).value == option.default
         descriptor = node.describe_parameter(option.name)
         assert descriptor.description == option.description
-        assert descriptor.read_only is not option.live
+        assert ("only while unconfigured" in descriptor.additional_constraints) is not option.live
 
 
 def test_descriptors_have_type_range_and_choices():
@@ -41,7 +41,9 @@ def test_descriptors_have_type_range_and_choices():
     assert window.type == ParameterType.PARAMETER_INTEGER
     assert (window.integer_range[0].from_value, window.integer_range[0].to_value) == (1, 50)
     assert (blur.floating_point_range[0].from_value, blur.floating_point_range[0].to_value) == (0.0, 1.0)
-    assert describe(options["dtype"]).additional_constraints == "one of: auto, float32, bfloat16, float16"
+    assert describe(options["dtype"]).additional_constraints == (
+        "one of: auto, float32, bfloat16, float16; only while unconfigured"
+    )
 
 
 def test_values_given_from_outside_are_taken_and_whole_numbers_pass_for_floats(make_node):
@@ -71,7 +73,7 @@ def test_wrong_parameters_are_refused_by_name(make_node, given, said):
 def live(make_node):
     node = make_node()
     seen = []
-    return node, LiveParameters(node, declare_config(node), seen.append), seen
+    return node, LiveParameters(node, declare_config(node), seen.append, lambda: False), seen
 
 
 def test_a_live_parameter_changes_the_configuration(live):
@@ -102,3 +104,14 @@ def test_several_changes_at_once_are_all_taken_or_none(live):
     assert node.set_parameters_atomically([good]).successful
     assert parameters.config.map_period == 3.0
     assert len(seen) == 1
+
+
+def test_other_parameters_change_only_while_unconfigured(make_node):
+    node, unconfigured = make_node(), True
+    parameters = LiveParameters(node, declare_config(node), lambda _: None, lambda: unconfigured)
+    assert node.set_parameters([Parameter("window", value=5)])[0].successful
+    assert parameters.config.reconstructor.window == 5
+    unconfigured = False
+    refused = node.set_parameters([Parameter("window", value=6)])[0]
+    assert (refused.successful, refused.reason) == (False, "window can be changed only while the node is unconfigured")
+    assert parameters.config.reconstructor.window == 5

@@ -22,7 +22,7 @@ from dust3r_ros.ros.bag_writer import IMAGE_TOPIC, INFO_TOPIC, POSE_TOPIC, write
 from dust3r_ros.ros.decode import stamp_ns_of
 from dust3r_ros.ros.play import Player, PlayOptions, message_class
 from dust3r_ros.ros.processes import Child
-from dust3r_ros.ros.publishers import reliable
+from dust3r_ros.ros.qos import reliable
 from dust3r_ros.ros.recorder import spin_until
 
 PATIENCE_S = 60.0

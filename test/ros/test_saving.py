@@ -7,11 +7,14 @@ import pytest
 
 from dust3r_ros.data import Intrinsics
 from dust3r_ros.errors import RosError
+from dust3r_ros.geometry import make_pose
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.export import read_cloud
+from dust3r_ros.ros.map_frame import MapFrame
 from dust3r_ros.ros.saving import folder_inside, save_map
 
 K = Intrinsics.from_focal(500.0, 640, 480)
+MAP = MapFrame("map", publish_tf=True)
 
 
 def test_a_relative_folder_lies_inside_and_an_empty_one_is_named_by_the_time(tmp_path):
@@ -40,17 +43,24 @@ def reconstructor(count: int) -> SimpleNamespace:
 
 
 def test_a_map_is_written_with_path_and_cameras(tmp_path):
-    files = save_map(reconstructor(3), K, tmp_path / "new")
+    files = save_map(reconstructor(3), MAP, K, tmp_path / "new")
     assert [file.name for file in files] == ["cloud.ply", "trajectory.tum", "cameras.json"]
     assert all(file.is_file() for file in files)
     assert len(read_cloud(files[0])) == 3
 
 
 def test_without_intrinsics_there_are_no_cameras(tmp_path):
-    assert [file.name for file in save_map(reconstructor(3), None, tmp_path)] == ["cloud.ply", "trajectory.tum"]
+    assert [file.name for file in save_map(reconstructor(3), MAP, None, tmp_path)] == ["cloud.ply", "trajectory.tum"]
 
 
 def test_an_empty_map_is_refused(tmp_path):
     with pytest.raises(RosError, match="the map is empty"):
-        save_map(reconstructor(0), K, tmp_path / "new")
+        save_map(reconstructor(0), MAP, K, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_map_that_began_elsewhere_is_written_there(tmp_path):
+    moved = MapFrame("map", publish_tf=True, from_world=make_pose(np.eye(3), np.array([1.0, 2.0, 3.0])))
+    files = save_map(reconstructor(3), moved, None, tmp_path)
+    np.testing.assert_allclose(read_cloud(files[0]).points[0], [2.0, 3.0, 4.0])
+    assert [float(value) for value in files[1].read_text().splitlines()[-1].split()[1:4]] == [1.0, 2.0, 3.0]

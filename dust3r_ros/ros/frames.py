@@ -1,0 +1,67 @@
+"""Where the map hangs on TF (REP-105): above the cameras, the robot's base, or its odometry, as ``tf_mode`` says.
+
+World is the reconstruction's frame, the first keyframe's camera; map is what is published. In mode ``camera`` they are
+the same. In the others the map begins where the base was, or where odometry began, at the first keyframe, so that its
+z points up when theirs does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dust3r_ros.config import NodeConfig
+from dust3r_ros.data import FloatArray
+from dust3r_ros.geometry import invert_pose
+from dust3r_ros.ros.map_frame import MapFrame, TfEdge
+from dust3r_ros.ros.tf_buffer import TransformMissingError
+from dust3r_ros.ros.transforms import TransformListener
+
+
+class MapFrames:
+    """The map's place on TF. ``problem`` says what hinders it now, empty when nothing does."""
+
+    def __init__(self, config: NodeConfig, listener: TransformListener | None) -> None:
+        self._mode = config.tf_mode
+        self.map = MapFrame(config.map_frame, config.publish_tf)
+        self._reference = {"base": config.base_frame, "odom": config.odom_frame}.get(config.tf_mode, "")
+        self._listener = listener
+        self.problem = ""
+
+    @property
+    def needs_transforms(self) -> bool:
+        """Whether a keyframe cannot be placed on TF by itself."""
+        return bool(self._reference)
+
+    def camera_in_reference(self, camera_frame: str, stamp_ns: int, timeout_s: float) -> FloatArray | None:
+        """The pose (4, 4) of a camera in the base or in odometry, waited for; None, and a problem, when it is missing.
+
+        The identity in mode ``camera``, whose reference is the camera itself.
+        """
+        if not self._reference or self._listener is None:
+            return np.eye(4)
+        try:
+            return self._listener.lookup(self._reference, camera_frame, stamp_ns, timeout_s)
+        except TransformMissingError as error:
+            self.problem = f"transform {self._reference} -> {camera_frame} is missing: {error}"
+            return None
+
+    def anchor(self, camera_in_reference: FloatArray, camera_to_world: FloatArray) -> None:
+        """Begin the map at the first keyframe of a world."""
+        if self._reference:
+            self.map.from_world = camera_in_reference @ invert_pose(camera_to_world)
+
+    def edge(
+        self, camera_frame: str, camera_to_world: FloatArray, camera_in_reference: FloatArray | None
+    ) -> TfEdge | None:
+        """What a keyframe says of TF; None when the reference is missing or its frame hangs from another already."""
+        if camera_in_reference is None:
+            return None
+        child = self._reference or camera_frame
+        parent = self._listener.parent_of(child) if self._listener is not None else ""
+        if parent:
+            other = "base or odom" if self._mode == "camera" else "odom"
+            advice = f": tf_mode {other} hangs the robot's own tree below it" if self._mode != "odom" else ""
+            self.problem = f"{child} has the parent {parent} on TF, {self.map.name} -> {child} is not published{advice}"
+            return None
+        self.problem = ""
+        return TfEdge(child, self.map.from_world @ camera_to_world @ invert_pose(camera_in_reference))

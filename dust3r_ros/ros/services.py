@@ -1,0 +1,83 @@
+"""The node's own services, beside those of its life cycle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.node import Node
+from rclpy.task import Future
+from std_srvs.srv import SetBool, Trigger
+
+from dust3r_ros.errors import Dust3rError, RosError
+from dust3r_ros.ros.mapper import Mapper
+from dust3r_ros.srv import SaveMap
+
+
+class Services:
+    """Reset, pause, save_map and keyframe_now. ``mapper`` gives the one in force, None while unconfigured."""
+
+    def __init__(
+        self, node: Node, mapper: Callable[[], Mapper | None], reset: Callable[[Mapper], Any],
+        pause: Callable[[bool], None], keyframe_now: Callable[[], str],
+    ) -> None:  # fmt: skip
+        """``reset`` gives a future; ``pause`` is told whether to; ``keyframe_now`` says why not when it cannot."""
+        self._node = node
+        self._mapper = mapper
+        self._reset = reset
+        self._pause = pause
+        self._keyframe_now = keyframe_now
+        # A service that waits for the worker must not keep other callbacks waiting, as it would in their group.
+        group = ReentrantCallbackGroup()
+        self._woken = node.create_guard_condition(lambda: None, callback_group=group)
+        on_reset: Any = self._on_reset  # rclpy's executor knows coroutines, its types do not
+        on_save: Any = self._on_save_map
+        node.create_service(Trigger, "~/reset", on_reset, callback_group=group)
+        node.create_service(SaveMap, "~/save_map", on_save, callback_group=group)
+        node.create_service(SetBool, "~/pause", self._on_pause)
+        node.create_service(Trigger, "~/keyframe_now", self._on_keyframe_now)
+
+    def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._pause(request.data)
+        response.success, response.message = True, "paused" if request.data else "running"
+        self._node.get_logger().info(response.message)
+        return response
+
+    def _on_keyframe_now(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        response.message = self._keyframe_now()
+        response.success = not response.message
+        response.message = response.message or "the next image becomes a keyframe"
+        return response
+
+    async def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        _, response.message = await self._answer(self._reset)
+        response.success = not response.message
+        response.message = response.message or "map, path and counts are empty"
+        return response
+
+    async def _on_save_map(self, request: SaveMap.Request, response: SaveMap.Response) -> SaveMap.Response:
+        saved, response.message = await self._answer(lambda mapper: mapper.save(request.path))
+        response.success = not response.message
+        if saved is not None:
+            response.files = [str(file) for file in saved.files]
+            response.message = f"{saved.points} points written"
+        return response
+
+    async def _answer(self, begin: Callable[[Mapper], Any]) -> tuple[Any, str]:
+        """The result of a task that the mapper begins, or None and what went wrong, without blocking the executor."""
+        mapper = self._mapper()
+        if mapper is None:
+            return None, "the node is not configured"
+        answered: Future[tuple[Any, str]] = Future(executor=self._node.executor)
+
+        def answer(done: Any) -> None:
+            error = RosError("the node is stopping") if done.cancelled() else done.exception()
+            if error is not None and not isinstance(error, Dust3rError):
+                self._node.get_logger().error(f"a service failed: {type(error).__name__}: {error}")
+            answered.set_result((None, str(error) or "failed") if error is not None else (done.result(), ""))
+            if self._node.context.ok():
+                self._woken.trigger()  # the executor sleeps until something happens
+
+        begin(mapper).add_done_callback(answer)
+        return await answered or (None, "")
