@@ -16,6 +16,7 @@ from launch_ros.actions import LifecycleNode, Node
 from dust3r_ros.config import NodeConfig, options_of
 
 SHARE = Path(get_package_share_directory("dust3r_ros"))
+PROGRAM = str(SHARE.parents[1] / "lib" / "dust3r_ros" / "dust3r-ros")
 
 # Parameters of the node that are arguments too.
 PARAMETERS = (
@@ -60,6 +61,15 @@ def arguments() -> list[DeclareLaunchArgument]:
             "use_sim_time", default_value="false", choices=TRUTHS, description="Take the time from /clock"
         ),
         DeclareLaunchArgument("rviz", default_value="false", choices=TRUTHS, description="Start RViz too"),
+        DeclareLaunchArgument(
+            "viewer", default_value="false", choices=TRUTHS, description="Serve a web page of the map (needs viser)"
+        ),
+        DeclareLaunchArgument(
+            "viewer_host",
+            default_value="127.0.0.1",
+            description="Address of the page; 0.0.0.0 lets other machines look",
+        ),
+        DeclareLaunchArgument("viewer_port", default_value="8080", description="Port of the page"),
         DeclareLaunchArgument("bag", default_value="", description="Recording to play, with /clock; empty: none"),
         DeclareLaunchArgument("bag_rate", default_value="1.0", description="Recorded seconds a second of the bag"),
         DeclareLaunchArgument(
@@ -133,11 +143,18 @@ def bag(context: LaunchContext) -> list[ExecuteProcess]:
     if not path:
         return []
     rate = LaunchConfiguration("bag_rate").perform(context)
-    program = str(Path(get_package_share_directory("dust3r_ros")).parents[1] / "lib" / "dust3r_ros" / "dust3r-ros")
-    return [ExecuteProcess(cmd=[program, "play", path, "--rate", rate, "--wait", "120"], output="screen")]
+    return [ExecuteProcess(cmd=[PROGRAM, "play", path, "--rate", rate, "--wait", "120"], output="screen")]
 
 
-def viewer(context: LaunchContext) -> list[Node]:
+def page(context: LaunchContext) -> list[ExecuteProcess]:
+    """The web page, which subscribes to the node."""
+    own = "/".join(["", *logger_name(context).split(".")])
+    host, port = (LaunchConfiguration(f"viewer_{name}").perform(context) for name in ("host", "port"))
+    command = [PROGRAM, "view", "--node", own, "--host", host, "--port", port]
+    return [ExecuteProcess(cmd=command, output="screen")]
+
+
+def rviz(context: LaunchContext) -> list[Node]:
     """RViz; in tf_mode camera also a frame with z up for it: the map's is then that of the first camera, y down."""
     map_frame = LaunchConfiguration("map_frame").perform(context) or "map"
     upright = ["--qx", "-0.5", "--qy", "0.5", "--qz", "-0.5", "--qw", "0.5"]
@@ -149,7 +166,7 @@ def viewer(context: LaunchContext) -> list[Node]:
     )
     own = "/".join(["", *logger_name(context).split(".")])
     shown = [(f"/dust3r/{name}", f"{own}/{name}") for name in ("map", "points", "path", "depth")]
-    rviz = Node(
+    window = Node(
         package="rviz2",
         executable="rviz2",
         name="dust3r_rviz",
@@ -157,9 +174,12 @@ def viewer(context: LaunchContext) -> list[Node]:
         arguments=["-d", str(SHARE / "config" / "dust3r.rviz")],
         remappings=[*shown, ("/camera/image_raw", LaunchConfiguration("image_topic"))],
     )
-    return [frame, rviz]
+    return [frame, window]
 
 
 def generate_launch_description() -> LaunchDescription:
-    shown = OpaqueFunction(function=viewer, condition=IfCondition(LaunchConfiguration("rviz")))
-    return LaunchDescription([*arguments(), OpaqueFunction(function=node), OpaqueFunction(function=bag), shown])
+    shown = [
+        OpaqueFunction(function=function, condition=IfCondition(LaunchConfiguration(name)))
+        for name, function in (("rviz", rviz), ("viewer", page))
+    ]
+    return LaunchDescription([*arguments(), OpaqueFunction(function=node), OpaqueFunction(function=bag), *shown])
