@@ -30,6 +30,7 @@ STATE, CHECKPOINT = "state.safetensors", "model"
 OF_THIS_CALL = ("device", "minutes", "workers", "execution")  # options that a resumed run does not take over
 _SCRATCH_RATE, _FINE_RATE = 5e-4, 2e-5
 _ROW_SECONDS = 20.0
+_EMA_SHARE = 0.02  # of a short run's pairs: what was learned at smaller images must have left the average at its end
 _LICENCE = "Apache-2.0"
 _MEANS = ("loss", "error", "matching", "gradient")  # of the steps since the last row
 
@@ -83,6 +84,7 @@ class Run:
         model = make_network(config, device, saved)
         settings = StepSettings(
             matching=config.matching,
+            ema_pairs=min(StepSettings.ema_pairs, round(_EMA_SHARE * config.pairs)),
             bfloat16=uses_bfloat16(config.precision, device),
             compiled=config.execution == "compiled",
         )
