@@ -7,7 +7,7 @@ the middle of the first pixel and a principal point at the image centre is ``(wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -144,6 +144,21 @@ class PosedFrame:
     depth: FloatArray | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class SourceImage:
+    """One image of a batch, loaded when it is needed.
+
+    ``load`` returns (H, W, 3) uint8 RGB; ``intrinsics`` are for that size, None when unknown;
+    images of one ``camera`` and one size share a focal.
+    """
+
+    name: str
+    load: Callable[[], ByteImage]
+    camera: str = "camera"
+    intrinsics: Intrinsics | None = None
+    stamp_ns: int = 0
+
+
 class PairState(Enum):
     """What a predictor says of the geometry between two views."""
 
@@ -262,9 +277,9 @@ class Update:
     ``moved`` maps the index of every older keyframe whose estimate changed to its new estimate.
     ``edge_residual`` is the mean over the window's edges, relative to depth (no unit).
     Everything is in world units, which are ``metres_per_unit`` metres where ``metric`` (see ``updates.in_metres``).
-    ``corrections`` maps the index of every keyframe that a loop closure moved, the new one and those in ``moved``
-    included, to the similarity (4, 4) that takes its points from the world before to the world now; ``view`` and
-    ``moved`` are as they are now.
+    ``corrections`` maps, after a loop closure, the index of every remembered keyframe, the new one and those in
+    ``moved`` included, to the similarity (4, 4) that takes its points from the world before to the world now: the
+    identity for the first one, which is fixed. ``view`` and ``moved`` are as they are now. Empty without a closure.
     """
 
     keyframe: Keyframe

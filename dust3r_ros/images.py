@@ -178,6 +178,17 @@ def _resize(image: ByteImage, width: int, height: int) -> ByteImage:
     return np.asarray(cv2.resize(image, (width, height), interpolation=method), dtype=np.uint8)
 
 
+def to_jpeg(pixels: ByteImage, quality: int) -> ByteImage:
+    """The bytes (N,) uint8 of a JPEG of ``pixels`` (H, W, 3) uint8 RGB; ``quality`` from 0 to 100."""
+    bgr = np.ascontiguousarray(pixels[..., ::-1])
+    return np.asarray(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], dtype=np.uint8).reshape(-1)
+
+
+def from_jpeg(data: ByteImage) -> ByteImage:
+    """(H, W, 3) uint8 RGB of what ``to_jpeg`` made."""
+    return np.ascontiguousarray(np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), dtype=np.uint8)[..., ::-1])
+
+
 @dataclass(frozen=True, eq=False)
 class VideoFrame:
     """One frame of a video: (H, W, 3) uint8 RGB, its number from 0 and its time from the video's start."""

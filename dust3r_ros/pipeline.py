@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -26,6 +26,10 @@ from dust3r_ros.data import (
     StageTimes,
     Update,
 )
+from dust3r_ros.data import (
+    SourceImage as SourceImage,
+)
+from dust3r_ros.errors import DeviceMemoryError
 from dust3r_ros.geometry import Similarity
 from dust3r_ros.images import prepare
 from dust3r_ros.keyframes import KeyframeDecision, KeyframeSelector
@@ -64,6 +68,7 @@ class _Placed:
     """Where a keyframe is in the map."""
 
     stamp_ns: int
+    camera: str
     camera_to_world: FloatArray
 
 
@@ -101,12 +106,13 @@ class Reconstructor:
         self._selectors: dict[str, KeyframeSelector] = {}
         self._offered = 0
         self._odometry = MetricOdometry()
+        self._window_limit = self.config.window
         self._begin()
 
     def _begin(self) -> None:
         self.map = FusedMap(self.config.map)
         self._aligner = IncrementalAligner(self.config.alignment, self.config.window)
-        self._window: deque[EncodedKeyframe] = deque(maxlen=self.config.window)
+        self._window: deque[EncodedKeyframe] = deque(maxlen=self._window_limit)
         self._placed: dict[int, _Placed] = {}
         self.revisits = Revisits(self.config.loops, self.config.alignment, self._predictor)
         self._unsearched: EncodedKeyframe | None = None
@@ -141,6 +147,7 @@ class Reconstructor:
 
     def limit_window(self, keyframes: int) -> None:
         """Pair new keyframes with at most so many older ones until the next reset, where memory is short."""
+        self._window_limit = keyframes
         self._window = deque(self._window, maxlen=keyframes)
 
     def select(
@@ -164,21 +171,21 @@ class Reconstructor:
         An image that shares nothing with the window is looked for among the old keyframes, and the window goes on
         there. When that fails too it is not registered: the Update says so in ``view.registered``, the map stays as it
         is and the next image is paired with the same window. Only while the map has a single keyframe it begins anew
-        from such an image. Loops are left to ``close_loops``.
+        from such an image of the same camera. Loops are left to ``close_loops``.
         """
         self.map.config = self.config.map
         watch = _Stopwatch()
         prepared = prepare(image, self._image_size)
         known = self._known(prepared, intrinsics)
-        keyframe = self._new_keyframe(stamp_ns, camera, prepared)
+        keyframe = Keyframe(self._offered, stamp_ns, camera, prepared)
+        self._offered += 1
         with watch.stage("encode"):
-            new = EncodedKeyframe(keyframe, self._predictor.encode(prepared, camera, known), known)
+            encoded = self._predictor.encode(prepared, camera, known)
+            new = self.revisits.described(EncodedKeyframe(keyframe, encoded, known))
         with watch.stage("decode"):
             edges = self._predict(new)
         with watch.stage("align"):
-            aligned = self._align(new, edges)
-            if not aligned.view.registered:
-                aligned = self._reunite(new) or aligned
+            aligned = self._place(new, edges)
         with watch.stage("fuse"):
             self._remember(new, aligned)
         scale = self._measure_scale()
@@ -198,26 +205,30 @@ class Reconstructor:
         """Look for old keyframes that see what the last one sees, and close the loops that are confirmed.
 
         Returns how the world changed around each keyframe; empty when nothing was closed. Costs a few pairs when there
-        are candidates, and a solve over all keyframes when a loop was confirmed.
+        are candidates, and a solve over all keyframes when a loop was confirmed. Where the device has no memory for
+        those pairs, there is no loop.
         """
-        if self._unsearched is not None:
-            self.revisits.search(self._unsearched, self._aligner)
-            self._unsearched = None
+        new, self._unsearched = self._unsearched, None
+        if new is not None:
+            try:
+                self.revisits.search(new, self._aligner)
+            except DeviceMemoryError as error:
+                log.warning("%s: no loop was looked for at keyframe %d", error, new.index)
         changes = self.revisits.close(self._aligner)
         for index, change in changes.items():
             placed = self._placed[index]
             pose = change.apply_to_pose(placed.camera_to_world)
             self._placed[index] = replace(placed, camera_to_world=pose)
-            self.map.move(index, change)
+        self.map.follow(changes)
         return changes
 
-    def add_odometry(self, stamp_ns: int, camera_to_metric: FloatArray) -> None:
-        """A metric pose (4, 4) of the camera, in any frame, from any thread; they must come in order of time.
+    def add_odometry(self, stamp_ns: int, camera_to_metric: FloatArray, camera: str = "camera") -> None:
+        """A metric pose (4, 4) of a camera, in any frame, from any thread; each camera's come in order of time.
 
-        From the ways between keyframes the world's scale follows: ``metric_scale``, and ``metric`` of the updates.
-        Raises ValueError for a pose that is not later than the last one, or not finite.
+        From the ways between that camera's keyframes the world's scale follows: ``metric_scale``, and ``metric`` of
+        the updates. Raises ValueError for a pose that is not later than the camera's last one, or not finite.
         """
-        self._odometry.add(stamp_ns, camera_to_metric)
+        self._odometry.add(stamp_ns, camera_to_metric, camera)
 
     @property
     def metric_scale(self) -> MetricScale | None:
@@ -233,87 +244,56 @@ class Reconstructor:
         placed = self._placed.get(index)
         return placed.camera_to_world if placed is not None else None
 
-    def _new_keyframe(self, stamp_ns: int, camera: str, prepared: PreparedImage) -> Keyframe:
-        self._offered += 1
-        return Keyframe(self._offered - 1, stamp_ns, camera, prepared)
-
     def _known(self, prepared: PreparedImage, intrinsics: Intrinsics | None) -> Intrinsics | None:
-        if self.config.intrinsics != "given" or intrinsics is None:
-            return None
-        return prepared.transform.to_network(intrinsics)
+        given = intrinsics if self.config.intrinsics == "given" else None
+        return prepared.transform.to_network(given) if given is not None else None
 
     def _predict(self, new: EncodedKeyframe) -> list[Edge]:
         ordered = [pair for old in self._window for pair in ((old, new), (new, old))]
         predictions = self._predictor.predict([(a.encoded, b.encoded) for a, b in ordered])
-        return [
-            Edge(a.keyframe.index, b.keyframe.index, prediction) for (a, b), prediction in zip(ordered, predictions)
-        ]
+        return [Edge(a.index, b.index, prediction) for (a, b), prediction in zip(ordered, predictions)]
+
+    def _place(self, new: EncodedKeyframe, edges: Sequence[Edge]) -> AlignmentUpdate:
+        """Align with the window; else with old keyframes; else, while nothing is mapped yet, begin anew."""
+        aligned = self._align(new, edges)
+        if aligned.view.registered:
+            return aligned
+        found = self.revisits.reunite(new, self._aligner)
+        if found is None:
+            return self._lose(new) or aligned
+        self._window = deque(reversed(found.keyframes), maxlen=self._window_limit)  # the least alike go first
+        return found.aligned
 
     def _align(self, new: EncodedKeyframe, edges: Sequence[Edge]) -> AlignmentUpdate:
-        image = new.keyframe.image
-        return self._aligner.add(
-            new.keyframe.index,
-            edges,
-            camera=new.keyframe.camera,
-            size=(image.height, image.width),
-            intrinsics=new.intrinsics,
-        )
+        return self._aligner.add(new.index, edges, camera=new.keyframe.camera, size=new.size, intrinsics=new.intrinsics)
 
     def _measure_scale(self) -> MetricScale | None:
-        recent = list(islice(reversed(self._placed.values()), RECENT))
-        self._odometry.update([(placed.stamp_ns, placed.camera_to_world) for placed in reversed(recent)])
+        paths: dict[str, list[tuple[int, FloatArray]]] = defaultdict(list)
+        for placed in reversed(list(islice(reversed(self._placed.values()), RECENT))):
+            paths[placed.camera].append((placed.stamp_ns, placed.camera_to_world))
+        self._odometry.update(paths)
         return self.metric_scale
 
-    def _reunite(self, new: EncodedKeyframe) -> AlignmentUpdate | None:
-        """Register a lost keyframe among old ones and go on from there."""
-        found = self.revisits.reunite(new)
-        if found is None:
-            return None
-        image = new.keyframe.image
-        aligned = self._aligner.relocalise(
-            new.index, found.edges, found.anchors,
-            camera=new.keyframe.camera, size=(image.height, image.width), intrinsics=new.intrinsics,
-        )  # fmt: skip
-        if not aligned.view.registered:
-            return None
-        log.info("keyframe %d was found again at keyframe %d", new.index, found.keyframes[0].index)
-        self._window = deque(reversed(found.keyframes), maxlen=self.config.window)  # the least alike go first
-        return aligned
+    def _lose(self, new: EncodedKeyframe) -> AlignmentUpdate | None:
+        """Note that a keyframe found no place; where a single one is mapped, begin the map anew instead."""
+        self._lost += 1
+        log.warning("keyframe %d shares nothing with the map (%d in a row)", new.index, self._lost)
+        if [placed.camera for placed in self._placed.values()] != [new.keyframe.camera]:
+            return None  # another camera's first keyframe may be as good as this one
+        log.warning("starting the map anew from this keyframe")
+        self._begin()
+        return self._align(new, [])
 
     def _remember(self, new: EncodedKeyframe, aligned: AlignmentUpdate) -> None:
         if not aligned.view.registered:
-            self._lose(new)
             return
         self._lost = 0
-        index = new.keyframe.index
         self._window.append(new)
-        self._placed[index] = _Placed(new.keyframe.stamp_ns, aligned.view.camera_to_world)
+        self._placed[new.index] = _Placed(new.keyframe.stamp_ns, new.keyframe.camera, aligned.view.camera_to_world)
+        for index, view in aligned.moved.items():
+            self._placed[index] = replace(self._placed[index], camera_to_world=view.camera_to_world)
         self.revisits.remember(new, aligned, self._aligner)
         self._unsearched = new
-        self.map.add(index, aligned.view, new.keyframe.image.pixels)
-        for moved_index, view in aligned.moved.items():
-            self._placed[moved_index] = replace(self._placed[moved_index], camera_to_world=view.camera_to_world)
-            self.map.replace(moved_index, view)
-
-    def _lose(self, new: EncodedKeyframe) -> None:
-        self._lost += 1
-        log.warning("keyframe %d shares nothing with the map (%d in a row)", new.keyframe.index, self._lost)
-        if len(self._placed) == 1:  # nothing is mapped yet: begin again from here
-            log.warning("starting the map anew from this keyframe")
-            self._begin()
-            self._remember(new, self._align(new, []))
-
-
-@dataclass(frozen=True, eq=False)
-class SourceImage:
-    """One image of a batch, loaded when it is needed.
-
-    ``load`` returns (H, W, 3) uint8 RGB; ``intrinsics`` are for that size, None when unknown;
-    images of one ``camera`` and one size share a focal.
-    """
-
-    name: str
-    load: Callable[[], ByteImage]
-    camera: str = "camera"
-    intrinsics: Intrinsics | None = None
-    stamp_ns: int = 0
+        self.map.add(new.index, aligned.view, new.keyframe.image.pixels)
+        for index, view in aligned.moved.items():
+            self.map.replace(index, view)

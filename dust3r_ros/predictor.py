@@ -66,6 +66,13 @@ class PairPredictor(ABC, Generic[Encoded]):
     def predict(self, pairs: Sequence[tuple[Encoded, Encoded]]) -> list[PairPrediction]:
         """One prediction for each ordered pair (i, j), in order. Pairs are evaluated in batches."""
 
+    def probe(self, pairs: Sequence[tuple[Encoded, Encoded]]) -> list[PairPrediction]:
+        """As ``predict``, for pairs that may share nothing, or were predicted before: nothing may be learnt from them.
+
+        For a predictor that learns from no pair it is the same.
+        """
+        return self.predict(pairs)
+
     def describe(self, encoded: Encoded) -> FloatArray | None:
         """A descriptor (D,) by which images of one place are found again, by its cosine; None: there is none.
 

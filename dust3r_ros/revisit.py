@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import cv2
 import numpy as np
 
 from dust3r_ros.alignment import AlignmentUpdate, IncrementalAligner
@@ -17,15 +16,9 @@ from dust3r_ros.alignment.loops import LEAST_SIGMA, Loop, confirmed, verify
 from dust3r_ros.alignment.places import Anchor, PlaceIndex
 from dust3r_ros.alignment.pose_graph import GraphEdge, Similarities, solve_pose_graph
 from dust3r_ros.config import AlignmentConfig, LoopConfig
-from dust3r_ros.data import (
-    ByteImage,
-    Edge,
-    ImageTransform,
-    Intrinsics,
-    Keyframe,
-    PreparedImage,
-)
+from dust3r_ros.data import ByteImage, Edge, FloatArray, ImageTransform, Intrinsics, Keyframe, PreparedImage
 from dust3r_ros.geometry import Similarity
+from dust3r_ros.images import from_jpeg, to_jpeg
 from dust3r_ros.predictor import PairPredictor
 
 log = logging.getLogger(__name__)
@@ -38,26 +31,33 @@ DRIFT = 0.2  # of the window's residual: how far a keyframe's relation to the on
 
 @dataclass(frozen=True, eq=False)
 class EncodedKeyframe:
-    """A keyframe with what the predictor keeps of it; ``intrinsics`` are the given ones, None when unknown."""
+    """A keyframe with what the predictor keeps of it; ``intrinsics`` are the given ones, None when unknown.
+
+    ``descriptor`` and ``jpeg`` are by what it is found again (``Revisits.described``), None when it never is.
+    """
 
     keyframe: Keyframe
     encoded: Any
     intrinsics: Intrinsics | None
+    descriptor: FloatArray | None = None
+    jpeg: ByteImage | None = None
 
     @property
     def index(self) -> int:
         return self.keyframe.index
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of its pointmaps."""
+        return self.keyframe.image.height, self.keyframe.image.width
+
 
 @dataclass(frozen=True, eq=False)
 class Reunion:
-    """Old keyframes that a lost one shares its place with, the most alike first, the predictions between them, and
-    their geometry.
-    """
+    """A lost keyframe's place among old ones, and those, the most alike first."""
 
+    aligned: AlignmentUpdate
     keyframes: tuple[EncodedKeyframe, ...]
-    edges: tuple[Edge, ...]
-    anchors: Mapping[int, Anchor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,25 +98,30 @@ class Revisits:
         """(old, new) of every loop that is believed."""
         return tuple((loop.old, loop.new) for loop in self._loops)
 
-    def remember(self, new: EncodedKeyframe, aligned: AlignmentUpdate, aligner: IncrementalAligner) -> None:
-        """Take in a registered keyframe, and those that became final with it."""
+    def described(self, new: EncodedKeyframe) -> EncodedKeyframe:
+        """A keyframe with its descriptor and JPEG: all of ``remember`` that may fail, before anything is aligned."""
         descriptor = self.predictor.describe(new.encoded) if self.config.enabled else None
         if descriptor is None:
-            return
+            return new
+        return replace(new, descriptor=descriptor, jpeg=to_jpeg(new.keyframe.image.pixels, JPEG_QUALITY))
+
+    def remember(self, new: EncodedKeyframe, aligned: AlignmentUpdate, aligner: IncrementalAligner) -> None:
+        """Take in a registered keyframe, and those that became final with it."""
+        self._anchors.update({v: anchor for v, anchor in aligned.left.items() if v in self._kept})
+        if new.descriptor is not None and new.jpeg is not None:
+            self._keep(new, new.descriptor, new.jpeg, aligned)
+        for v in aligned.left:
+            self._relate(v, aligner)
+
+    def _keep(self, new: EncodedKeyframe, descriptor: FloatArray, jpeg: ByteImage, aligned: AlignmentUpdate) -> None:
         index, keyframe = new.index, new.keyframe
         self._index.add(index, descriptor)
-        self._kept[index] = _Kept(
-            keyframe.stamp_ns, keyframe.camera, _compressed(keyframe.image.pixels), keyframe.image.transform,
-            new.intrinsics,
-        )  # fmt: skip
+        self._kept[index] = _Kept(keyframe.stamp_ns, keyframe.camera, jpeg, keyframe.image.transform, new.intrinsics)
         ends = {i if j == index else j for i, j in aligned.edge_residual if index in (i, j)}
         self._parents[index] = tuple(sorted(ends & self._kept.keys() - {index}))
         residual = float(np.mean(list(aligned.edge_residual.values()) or [0.0]))
         self._sigma[index] = max(DRIFT * residual, LEAST_SIGMA)
         self._unit[index] = 1.0
-        self._anchors.update({v: anchor for v, anchor in aligned.left.items() if v in self._kept})
-        for v in aligned.left:
-            self._relate(v, aligner)
 
     def search(self, new: EncodedKeyframe, aligner: IncrementalAligner) -> None:
         """Look for an old keyframe that sees what a new one sees; the first that passes waits for ``close``."""
@@ -151,12 +156,29 @@ class Revisits:
             log.info("closed a loop: keyframe %d is where keyframe %d was", found[-1].new, found[-1].old)
         return changes
 
-    def reunite(self, new: EncodedKeyframe) -> Reunion | None:
-        """Old keyframes that agree on where a lost keyframe is, None when there are none."""
-        descriptor = self.predictor.describe(new.encoded) if self.config.enabled else None
-        if descriptor is None:
+    def reunite(self, new: EncodedKeyframe, aligner: IncrementalAligner) -> Reunion | None:
+        """Align a lost keyframe with the old ones that agree on where it is; None when there are none.
+
+        The aligner's window goes on there.
+        """
+        chosen = self._reunited(new)
+        if not chosen:
             return None
-        near = self._index.nearest(descriptor, list(self._anchors), self.config.candidates, 0.0)
+        anchors = {old.index: self._anchors[old.index] for old, _, _ in chosen}
+        edges = [edge for _, forward, backward in chosen for edge in (forward, backward)]
+        aligned = aligner.relocalise(
+            new.index, edges, anchors, camera=new.keyframe.camera, size=new.size, intrinsics=new.intrinsics
+        )
+        if not aligned.view.registered:
+            return None
+        log.info("keyframe %d was found again at keyframe %d", new.index, chosen[0][0].index)
+        return Reunion(aligned, tuple(old for old, _, _ in chosen))
+
+    def _reunited(self, new: EncodedKeyframe) -> list[tuple[EncodedKeyframe, Edge, Edge]]:
+        """Old keyframes that agree on where a lost keyframe is, and the predictions between them and it."""
+        if new.descriptor is None:
+            return []
+        near = self._index.nearest(new.descriptor, list(self._anchors), self.config.candidates, 0.0)
         edges = self._predict(new, near)
         loops = []
         for old, forward, backward in edges:
@@ -167,14 +189,7 @@ class Revisits:
                 loops.append(replace(loop, relative=rigid, reach=loop.reach * loop.relative.scale))
         world = {old.index: Similarity.from_matrix(self._anchors[old.index].camera_to_world) for old, _, _ in edges}
         good = {loop.old for loop in confirmed(loops, {**world, new.index: Similarity.identity()})}
-        chosen = [(old, forward, backward) for old, forward, backward in edges if old.index in good]
-        if not chosen:
-            return None
-        return Reunion(
-            tuple(old for old, _, _ in chosen),
-            tuple(edge for _, forward, backward in chosen for edge in (forward, backward)),
-            {old.index: self._anchors[old.index] for old, _, _ in chosen},
-        )
+        return [(old, forward, backward) for old, forward, backward in edges if old.index in good]
 
     def _candidates(self, index: int, aligner: IncrementalAligner) -> list[int]:
         """Keyframes long gone that look like keyframe ``index``, measured by how much its neighbours do."""
@@ -192,7 +207,7 @@ class Revisits:
             return []
         recalled = [self._recall(index) for index in old]
         pairs = [pair for r in recalled for pair in ((r.encoded, new.encoded), (new.encoded, r.encoded))]
-        found = self.predictor.predict(pairs)
+        found = self.predictor.probe(pairs)
         return [
             (r, Edge(r.index, new.index, found[2 * k]), Edge(new.index, r.index, found[2 * k + 1]))
             for k, r in enumerate(recalled)
@@ -200,7 +215,7 @@ class Revisits:
 
     def _recall(self, index: int) -> EncodedKeyframe:
         kept = self._kept[index]
-        image = PreparedImage(_decompressed(kept.jpeg), kept.transform)
+        image = PreparedImage(from_jpeg(kept.jpeg), kept.transform)
         encoded = self.predictor.encode(image, kept.camera, kept.intrinsics)
         return EncodedKeyframe(Keyframe(index, kept.stamp_ns, kept.camera, image), encoded, kept.intrinsics)
 
@@ -222,7 +237,8 @@ class Revisits:
         """Fix how a keyframe lies to those it was aligned with, if that is not fixed yet."""
         parents = self._parents.get(index, ())
         for steps, parent in enumerate(reversed(parents), start=1):
-            if (parent, index) not in self._relations:
+            known = parent in aligner.held or parent in self._anchors
+            if known and (parent, index) not in self._relations:
                 old, new = self._node(parent, aligner), self._node(index, aligner)
                 anchor = aligner.anchor(index) if index in aligner.held else self._anchors[index]
                 # Errors add up along the way rather than cancel, and the parents' measurements repeat each other.
@@ -245,9 +261,10 @@ class Revisits:
         before = Similarities.stack([nodes[v] for v in indices])
         solution = solve_pose_graph(before, body, int(body[0]), edges)
         believed = solution.believed[len(self._relations) :]
-        self._loops = [loop for loop, good in zip(loops, believed) if good]
-        if not any(loop in self._loops for loop in found):
+        good = [loop for loop, true in zip(loops, believed) if true]
+        if not any(loop in good for loop in found):
             return {}
+        self._loops = good
         change = solution.nodes.compose(before.inverse())
         changes = {v: change.single(k) for k, v in enumerate(indices)}
         self._follow(changes, held, aligner)
@@ -260,12 +277,3 @@ class Revisits:
                 self._anchors[v] = self._anchors[v].moved(change)
         if held:
             aligner.move(changes[held[0]])
-
-
-def _compressed(pixels: ByteImage) -> ByteImage:
-    bgr = np.ascontiguousarray(pixels[..., ::-1])
-    return np.asarray(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1])
-
-
-def _decompressed(jpeg: ByteImage) -> ByteImage:
-    return np.ascontiguousarray(np.asarray(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), dtype=np.uint8)[..., ::-1])

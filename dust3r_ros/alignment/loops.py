@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from dust3r_ros.alignment.initialise import robust_scale, robust_similarity
@@ -148,10 +149,9 @@ def _coincide(to_new: Similarity, shape_old: FloatArray, shape_new: FloatArray) 
     if seen.shape[1] == 0:
         return False
     rays, directions = shape_new[:2] / shape_new[2], seen[:2] / seen[2]
-    gap2 = ((directions[:, :, None] - rays[:, None, :]) ** 2).sum(axis=0)
-    nearest = gap2.argmin(axis=1)
     spacing2 = float(np.prod(rays.max(axis=1) - rays.min(axis=1))) / rays.shape[1]
-    inside = gap2[np.arange(len(nearest)), nearest] < spacing2
+    gap, nearest = cKDTree(rays.T).query(directions.T, distance_upper_bound=np.sqrt(spacing2))
+    inside = np.isfinite(gap)
     if inside.sum() < LEAST_COVERED * shape_old.shape[1]:
         return False
     ratio = seen[2, inside] / shape_new[2, nearest[inside]]

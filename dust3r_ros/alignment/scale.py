@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import bisect
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -139,17 +139,56 @@ def height_ratio(view: ViewEstimate, height_m: float, down: FloatArray | None = 
     return height_m / distance
 
 
+@dataclass(eq=False)
+class _Stream:
+    """Metric centres of one camera, in order of time, and those found at its keyframes."""
+
+    stamps: list[int] = field(default_factory=list)
+    centres: list[FloatArray] = field(default_factory=list)
+    found: dict[int, FloatArray] = field(default_factory=dict)
+
+    def add(self, stamp_ns: int, centre: FloatArray) -> None:
+        if self.stamps and stamp_ns <= self.stamps[-1]:
+            raise ValueError(f"stamp_ns must be later than {self.stamps[-1]}, the last one, got {stamp_ns}")
+        self.stamps.append(stamp_ns)
+        self.centres.append(centre)
+        if len(self.stamps) > 2 * BUFFERED:
+            del self.stamps[:BUFFERED], self.centres[:BUFFERED]
+
+    def ratios(self, path: Sequence[tuple[int, FloatArray]]) -> FloatArray:
+        """Of the ways between the keyframes of a path (stamp_ns, camera_to_world (4, 4))."""
+        self.found = {stamp: centre for stamp, _ in path if (centre := self._at(stamp)) is not None}
+        placed = [(self.found[stamp], pose[:3, 3]) for stamp, pose in path if stamp in self.found]
+        if len(placed) < 2:
+            return np.zeros(0)
+        metric, world = (np.array(part) for part in zip(*placed))
+        return segment_ratios(metric, world)
+
+    def _at(self, stamp_ns: int) -> FloatArray | None:
+        """The metric centre (3,) at a time, interpolated; None while no pose follows, or where too many are missing."""
+        if stamp_ns in self.found:
+            return self.found[stamp_ns]
+        k = bisect.bisect_left(self.stamps, stamp_ns)
+        if k == len(self.stamps) or (k == 0 and self.stamps[0] != stamp_ns):
+            return None
+        if self.stamps[k] == stamp_ns:
+            return self.centres[k]
+        before, after = self.stamps[k - 1], self.stamps[k]
+        if after - before > LONGEST_GAP_NS:
+            return None
+        part = (stamp_ns - before) / (after - before)
+        return (1 - part) * self.centres[k - 1] + part * self.centres[k]
+
+
 class MetricOdometry:
-    """The scale by a stream of metric poses of the camera, such as odometry with the camera's place on the robot.
+    """The scale by streams of metric poses of cameras, such as odometry with each camera's place on the robot.
 
     Poses may come before or after the keyframes they belong to, from another thread. Their frame does not matter.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._stamps: list[int] = []
-        self._centres: list[FloatArray] = []
-        self._found: dict[int, FloatArray] = {}
+        self._streams: dict[str, _Stream] = {}
         self._good = False
         self.scale: MetricScale | None = None
 
@@ -158,48 +197,26 @@ class MetricOdometry:
         """The scale while it is good: from ``MOST_UNCERTAINTY`` on, until it exceeds ``LOST_UNCERTAINTY``."""
         return self.scale if self._good else None
 
-    def add(self, stamp_ns: int, camera_to_metric: FloatArray) -> None:
-        """A metric pose (4, 4) of the camera. Raises ValueError for one that is older than the last or not finite."""
+    def add(self, stamp_ns: int, camera_to_metric: FloatArray, camera: str = "camera") -> None:
+        """A metric pose (4, 4) of a camera.
+
+        Raises ValueError for one that is not later than the camera's last, or not finite.
+        """
         pose = np.asarray(camera_to_metric, dtype=float)
         if pose.shape != (4, 4) or not np.isfinite(pose).all():
             raise ValueError(f"camera_to_metric must be a finite (4, 4) pose, got {pose.shape}")
         with self._lock:
-            if self._stamps and stamp_ns <= self._stamps[-1]:
-                raise ValueError(f"stamp_ns must be later than {self._stamps[-1]}, the last one, got {stamp_ns}")
-            self._stamps.append(stamp_ns)
-            self._centres.append(pose[:3, 3].copy())
-            if len(self._stamps) > 2 * BUFFERED:
-                del self._stamps[:BUFFERED], self._centres[:BUFFERED]
+            self._streams.setdefault(camera, _Stream()).add(stamp_ns, pose[:3, 3].copy())
 
-    def update(self, trajectory: Sequence[tuple[int, FloatArray]]) -> MetricScale | None:
-        """Compare with the camera's path in the world, (stamp_ns, camera_to_world (4, 4)): only its newest part."""
-        recent = trajectory[-RECENT:]
-        placed = [(metric, pose[:3, 3]) for stamp, pose in recent if (metric := self._at(stamp)) is not None]
-        self._found = {stamp: self._found[stamp] for stamp, _ in recent if stamp in self._found}
-        if len(placed) < 2:
-            return self.scale
-        metric, world = (np.array(part) for part in zip(*placed))
-        self.scale = pool_ratios(segment_ratios(metric, world))
+    def update(self, paths: Mapping[str, Sequence[tuple[int, FloatArray]]]) -> MetricScale | None:
+        """Compare with each camera's path in the world, (stamp_ns, camera_to_world (4, 4)): only its newest part.
+
+        Ways are compared between keyframes of one camera. Without odometry for the newest part there is no scale.
+        """
+        with self._lock:
+            parts = [self._streams[c].ratios(path[-RECENT:]) for c, path in paths.items() if c in self._streams]
+        self.scale = pool_ratios(np.concatenate([np.zeros(0), *parts]))
         limit = LOST_UNCERTAINTY if self._good else MOST_UNCERTAINTY
         s = self.scale
         self._good = s is not None and s.samples >= LEAST_SAMPLES and s.uncertainty <= limit
         return self.scale
-
-    def _at(self, stamp_ns: int) -> FloatArray | None:
-        """The metric centre (3,) at a time, interpolated; None while no pose follows, or where too many are missing."""
-        if stamp_ns in self._found:
-            return self._found[stamp_ns]
-        with self._lock:
-            k = bisect.bisect_left(self._stamps, stamp_ns)
-            if k == len(self._stamps) or (k == 0 and self._stamps[0] != stamp_ns):
-                return None
-            if self._stamps[k] == stamp_ns:
-                found = self._centres[k]
-            else:
-                before, after = self._stamps[k - 1], self._stamps[k]
-                if after - before > LONGEST_GAP_NS:
-                    return None
-                part = (stamp_ns - before) / (after - before)
-                found = (1 - part) * self._centres[k - 1] + part * self._centres[k]
-        self._found[stamp_ns] = found
-        return found

@@ -7,7 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -50,7 +50,8 @@ class GeometricPredictor(PairPredictor[GeometricView]):
     Both directions of a pair come from one geometry, so (i, j) and (j, i) differ only by frame and scale. Each view's
     own-frame depths have one scale over all its pairs: the first pair sets its median depth to 1, the others are
     scaled to what is known already. Focals come from the given intrinsics; for a camera without, from all pairs of
-    its images that were ever passed to ``predict``, taken in before anything of that call is triangulated.
+    its images that were ever passed to ``predict``, taken in before anything of that call is triangulated. From
+    ``probe`` neither focals nor depths are learnt.
     """
 
     def __init__(self, image_size: int = 512, seed: int = 0) -> None:
@@ -96,6 +97,19 @@ class GeometricPredictor(PairPredictor[GeometricView]):
         unknown = {key: pair for key, pair in unordered.items() if key not in matches}
         matches |= {key: match_features(a.features, b.features, RATIO) for key, (a, b) in unknown.items()}
         self._calibrate(unknown, matches)
+        return self._answer(pairs, unordered, matches)
+
+    def probe(self, pairs: Sequence[tuple[GeometricView, GeometricView]]) -> list[PairPrediction]:
+        copied = {id(v): replace(v, reference=replace(v.reference)) for pair in pairs for v in pair}
+        copies = [(copied[id(a)], copied[id(b)]) for a, b in pairs]
+        unordered = _unordered(copies)
+        matches = {key: match_features(a.features, b.features, RATIO) for key, (a, b) in unordered.items()}
+        return self._answer(copies, unordered, matches)
+
+    def _answer(
+        self, pairs: Sequence[tuple[GeometricView, GeometricView]],
+        unordered: dict[_Key, tuple[GeometricView, GeometricView]], matches: dict[_Key, Matches],
+    ) -> list[PairPrediction]:  # fmt: skip
         with ThreadPoolExecutor(max_workers=min(MAX_THREADS, os.cpu_count() or 1)) as pool:
             found = {key: pool.submit(self._solve, a, b, matches[key]) for key, (a, b) in unordered.items()}
         solved = {key: future.result() for key, future in found.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import cv2
@@ -65,11 +66,12 @@ def view_cloud(
 
 @dataclass(eq=False)
 class _Fused:
-    """A keyframe in the map, as long as it may move."""
+    """A keyframe in the map, as long as it may move; ``pending`` is what its points were not moved by yet."""
 
     pixels: ByteImage
     added: Contribution | PointCloud | None
     probes: FloatArray
+    pending: Similarity | None = None
 
     def nbytes(self) -> int:
         """Memory it takes to be able to move this keyframe, about."""
@@ -128,6 +130,7 @@ class FusedMap:
             log.debug("keyframe %d moved but is too old to be moved in the map", index)
             return False
         if not self._moved(fused, view):
+            fused.pending = None
             return False
         if isinstance(fused.added, Contribution) and self._grid is not None:
             self._grid.subtract(fused.added)
@@ -135,18 +138,31 @@ class FusedMap:
         self._bound()
         return True
 
-    def move(self, index: int, change: Similarity) -> bool:
-        """The world changed around a keyframe, by a loop closure: its points follow. Whether the map changed.
+    def follow(self, changes: Mapping[int, Similarity]) -> None:
+        """The world changed around keyframes, by a loop closure: the points of those that are not too old follow."""
+        for index, change in changes.items():
+            self.move(index, change)
+        same = Similarity.identity().matrix()
+        old = [v for v, change in changes.items() if v not in self._movable and not np.allclose(change.matrix(), same)]
+        if old:
+            log.warning("%d keyframes are too old for their points to follow a loop closure", len(old))
 
-        A keyframe whose points hardly move, or that is too old, stays as it is.
+    def move(self, index: int, change: Similarity) -> bool:
+        """The world changed around a keyframe: its points follow. Whether the map changed.
+
+        Points that hardly move wait until several such changes amount to something; those of a keyframe that is too
+        old stay.
         """
         fused = self._movable.get(index)
         if fused is None:
-            log.debug("keyframe %d moved but is too old to be moved in the map", index)
             return False
+        if fused.pending is not None:
+            change = change.compose(fused.pending)
         probes = change.apply(fused.probes)
         if not self._differ(fused.probes, probes):
+            fused.pending = change
             return False
+        fused.pending = None
         if isinstance(fused.added, PointCloud):
             fused.added = replace(fused.added, points=change.apply(fused.added.points).astype(np.float32))
         elif fused.added is not None and self._grid is not None:

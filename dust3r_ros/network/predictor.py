@@ -70,15 +70,12 @@ class NetworkPredictor(PairPredictor[EncodedImage]):
         """Second-order pooling of the tokens (528,): which features come together, wherever they are in the image.
 
         After Carreira et al., ECCV 2012, on a fixed random projection of the tokens, with signed square roots.
+        Raises DeviceMemoryError when the device has too little memory.
         """
-        tokens = encoded.tokens[0].float()
-        generator = torch.Generator().manual_seed(_POOLED)
-        axes = torch.randn(tokens.shape[1], _POOLED, generator=generator).to(tokens.device)
-        projected = tokens @ axes / tokens.shape[1] ** 0.5
-        rows, columns = torch.triu_indices(_POOLED, _POOLED)
-        moments = (projected.T @ projected / len(projected))[rows, columns]
-        pooled = moments.sign() * moments.abs().sqrt()
-        return np.nan_to_num((pooled / pooled.norm().clamp_min(1e-12)).cpu().numpy())
+        try:
+            return _pooled(encoded.tokens[0].float())
+        except torch.cuda.OutOfMemoryError as error:
+            raise DeviceMemoryError(f"{self.model.device} has no memory to describe an image") from error
 
     @torch.inference_mode()
     def predict(self, pairs: Sequence[tuple[EncodedImage, EncodedImage]]) -> list[PairPrediction]:
@@ -132,6 +129,16 @@ class NetworkPredictor(PairPredictor[EncodedImage]):
             state = PairState.GOOD if conf_i.any() and conf_j.any() else PairState.FAILED
             predictions.append(PairPrediction(points_i, conf_i, points_j, conf_j, state))
         return predictions
+
+
+def _pooled(tokens: Tensor) -> FloatArray:
+    generator = torch.Generator().manual_seed(_POOLED)
+    axes = torch.randn(tokens.shape[1], _POOLED, generator=generator).to(tokens.device)
+    projected = tokens @ axes / tokens.shape[1] ** 0.5
+    rows, columns = torch.triu_indices(_POOLED, _POOLED)
+    moments = (projected.T @ projected / len(projected))[rows, columns]
+    pooled = moments.sign() * moments.abs().sqrt()
+    return np.nan_to_num((pooled / pooled.norm().clamp_min(1e-12)).cpu().numpy())
 
 
 def _finite(points: FloatArray, conf: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -338,3 +338,29 @@ def test_what_hardly_moves_or_is_too_old_stays():
     assert not fused.move(0, Similarity(1.0, np.eye(3), np.array([1e-4, 0, 0])))
     assert not fused.move(7, Similarity(1.0, np.eye(3), np.ones(3)))
     np.testing.assert_array_equal(fused.cloud().points, before.points)
+
+
+def test_small_changes_of_the_world_add_up():
+    fused = FusedMap(ALL)
+    fused.add(0, wall(), flat())
+    step = 0.2 * fused.voxel_edge
+    before = fused.cloud().points.mean(axis=0)
+    moved = [fused.move(0, Similarity(1.0, np.eye(3), np.array([step, 0, 0]))) for _ in range(50)]
+    assert 0 < sum(moved) < 50
+    shift = fused.cloud().points.mean(axis=0) - before
+    np.testing.assert_allclose(shift, [50 * step, 0, 0], atol=fused.voxel_edge)
+
+
+def test_what_is_too_old_to_follow_a_loop_closure_is_said_once(caplog):
+    fused = FusedMap(make_config(MapConfig, {"min_confidence": 0.0, "max_depth_step": 0.0, "max_points": 1000}))
+    for k in range(6):
+        fused.add(k, wall(x=0.1 * k), flat())
+    left = 6 - len(fused._movable)
+    assert left >= 2
+    change = Similarity(1.0, np.eye(3), np.ones(3))
+    fused.follow({0: Similarity.identity(), **dict.fromkeys(range(1, 6), change)})
+    assert caplog.text.count("too old") == 1
+    assert f"{left - 1} keyframes are too old for their points to follow" in caplog.text
+    caplog.clear()
+    fused.follow({5: change})
+    assert not caplog.records

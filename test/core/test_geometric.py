@@ -252,3 +252,17 @@ def test_focal_is_found_from_pairs_of_one_camera():
 def test_focal_of_an_unknown_camera_is_refused():
     with pytest.raises(ValueError, match="'rear'"):
         GeometricPredictor().focal("rear")
+
+
+def test_probing_teaches_nothing_and_answers_the_same():
+    shots = [shoot(ROOM, pose_of(*p)) for p in (((0, 0, 0), (0, 0, 0)), ((3, -6, 4), (0.5, 0.1, 0.1)),
+                                                ((-6, 3, 8), (0.2, -0.3, 0.5)))]  # fmt: skip
+    predictor = GeometricPredictor()
+    a, b, c = (predictor.encode(s.image, "camera") for s in shots)
+    (known,) = predictor.predict([(a, b)])
+    focal, depth = predictor.focal("camera"), a.reference.depth.copy()
+    (again, _) = predictor.probe([(a, b), (c, a)])
+    np.testing.assert_allclose(again.points_i, known.points_i, rtol=1e-5, atol=1e-6)
+    assert predictor.focal("camera") == focal
+    np.testing.assert_array_equal(a.reference.depth, depth)
+    assert c.reference.depth is None

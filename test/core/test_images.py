@@ -11,7 +11,7 @@ from PIL import Image
 
 from dust3r_ros.data import Intrinsics
 from dust3r_ros.errors import ImageError, RecordingError
-from dust3r_ros.images import IMAGE_SUFFIXES, load_image, prepare, to_rgb8, video_frames
+from dust3r_ros.images import IMAGE_SUFFIXES, from_jpeg, load_image, prepare, to_jpeg, to_rgb8, video_frames
 from dust3r_ros.predictor import ImageSize
 
 SIZE_512, SIZE_224 = ImageSize(512), ImageSize(224, square=True)
@@ -388,3 +388,13 @@ class TestVideoFrames:
     def test_every_must_be_positive(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="every must be at least 1, got 0"):
             next(video_frames(tmp_path / "video.avi", every=0))
+
+
+def test_a_jpeg_keeps_form_and_channels() -> None:
+    rows, columns = np.mgrid[0:48, 0:64]
+    pixels = np.stack([4 * columns, 5 * rows, 0 * rows + 30], axis=-1).astype(np.uint8)
+    data = to_jpeg(pixels, 95)
+    assert data.ndim == 1 and data.dtype == np.uint8 and data.nbytes < pixels.nbytes / 2
+    back = from_jpeg(data)
+    assert back.shape == pixels.shape and back.dtype == np.uint8
+    assert np.abs(back.astype(int) - pixels).mean() < 3

@@ -1,5 +1,6 @@
 """Which pairs of keyframes count as a loop: made-up scenes whose truth is known."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from alignment_scenes import make_truth, predict
 from scipy.spatial.transform import Rotation
 
-from dust3r_ros.alignment.loops import Loop, confirmed, similar, verify
+from dust3r_ros.alignment.loops import Loop, _coincide, confirmed, similar, verify
 from dust3r_ros.alignment.observations import grid_pixels
 from dust3r_ros.alignment.places import Anchor, PlaceIndex
 from dust3r_ros.data import PairState
@@ -131,3 +132,16 @@ def test_places_are_found_by_likeness():
     )
     with pytest.raises(ValueError, match="64 values, got 3"):
         index.add(101, np.ones(3))
+
+
+def test_fine_grids_take_little_memory():
+    grid = grid_pixels((288, 384), 96)
+    rng = np.random.default_rng(0)
+    rays = np.stack([grid % 384 / 384 - 0.5, grid // 384 / 384 - 0.4, np.ones(len(grid))])
+    shape = rays * rng.uniform(1, 2, len(grid))
+    tracemalloc.start()
+    assert _coincide(Similarity.identity(), shape, shape)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+    assert not _coincide(Similarity.identity(), shape, 2 * shape)

@@ -169,3 +169,14 @@ def test_memory_for_no_pair_or_no_image_is_said(model):
     model.encode = encode
     with pytest.raises(DeviceMemoryError, match="cpu has no memory for an image"):
         NetworkPredictor(model).encode(picture(0, 32, 48), "camera")
+
+
+def test_memory_for_no_descriptor_is_said(model, monkeypatch):
+    view = NetworkPredictor(model).encode(picture(0, 32, 48), "camera")
+
+    def randn(*given, **options):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "randn", randn)
+    with pytest.raises(DeviceMemoryError, match="cpu has no memory to describe an image"):
+        NetworkPredictor(model).describe(view)

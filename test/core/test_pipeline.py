@@ -232,3 +232,42 @@ def test_an_image_is_taken_anew_whether_or_not_anything_moved(images, truth):
     image, stamp = images[0]
     taken = [reconstructor.select(image, stamp, anew=anew).take for anew in (False, False, True, False)]
     assert taken == [True, False, True, False]
+
+
+def test_a_map_that_begins_anew_says_so_and_keeps_to_a_limited_window(walk, images):
+    predictor = CountingTruth(walk, image_size=SIZE)
+    reconstructor = every_frame(predictor, {0})
+    spread = images[::5]
+    reconstructor.add(*spread[0])
+    reconstructor.limit_window(1)
+    anew = reconstructor.add(*spread[1])
+    assert anew.view.registered
+    np.testing.assert_array_equal(reconstructor.pose(anew.keyframe.index), anew.view.camera_to_world)
+    for image, stamp in spread[2:5]:
+        assert reconstructor.add(image, stamp).view.registered
+    assert predictor.pairs == [0, 2, 2, 2, 2]
+
+
+class Apart(Unreliable):
+    """Two cameras that see nothing in common."""
+
+    def __init__(self, truth: TruePredictor) -> None:
+        super().__init__(truth, set())
+        self.camera_of: dict[int, str] = {}
+
+    def encode(self, image: PreparedImage, camera: str, intrinsics=None):
+        encoded = super().encode(image, camera, intrinsics)
+        self.camera_of[encoded.frame] = camera
+        return encoded
+
+    def predict(self, pairs):
+        return [p if self.camera_of[a.frame] == self.camera_of[b.frame] else self._spoil(p)
+                for (a, b), p in zip(pairs, self.truth.predict(pairs))]  # fmt: skip
+
+
+def test_two_cameras_without_a_common_view_do_not_begin_the_map_anew_in_turns(images, truth):
+    config = make_config(ReconstructorConfig, {"keyframes.every_image": True})
+    reconstructor = Reconstructor(config, Apart(truth))
+    cameras = ["left", "right"] * 4
+    updates = [reconstructor.add(*image, camera) for image, camera in zip(images[::2], cameras)]
+    assert [u.view.registered for u in updates] == [camera == "left" for camera in cameras]

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from revisiting import Drifting, Lying, Wrapped, every_frame, spoilt, there_and_back
 
+from dust3r_ros.alignment.pose_graph import solve_pose_graph
 from dust3r_ros.data import PairState
+from dust3r_ros.errors import DeviceMemoryError
 from dust3r_ros.evaluation.metrics import path_length, pose_errors
 from dust3r_ros.evaluation.results import IncrementalRun, Reconstruction
 from dust3r_ros.geometry import Similarity
@@ -222,3 +224,95 @@ def test_an_old_keyframe_takes_little_memory(closed):
     revisits = closed.reconstructor.revisits
     revisits.predictor = None
     assert len(pickle.dumps(revisits)) / len(closed.updates) < 50_000  # at 112x84: a fourth of 224x168
+
+
+class Forgetful(Wrapped):
+    """Has no descriptor of one frame, or fails to make one."""
+
+    def __init__(self, truth, frame, error=None):
+        super().__init__(truth)
+        self.frame, self.error = frame, error
+
+    def describe(self, encoded):
+        if encoded.frame != self.frame:
+            return super().describe(encoded)
+        if self.error is not None:
+            raise self.error
+        return None
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("no descriptor")])
+def test_a_keyframe_that_cannot_be_described_harms_no_other(images, truth, error):
+    reconstructor, lost = Reconstructor(every_frame(**SOON), Forgetful(truth, 5, error)), []
+    for k, (image, stamp) in enumerate(images[:12]):
+        try:
+            assert reconstructor.add(image, stamp).view.registered
+        except RuntimeError:
+            lost.append(k)
+    assert lost == ([] if error is None else [5])
+    assert len(reconstructor.trajectory()) == len(reconstructor.map._movable) == 12 - len(lost)
+
+
+class Short(Drifting):
+    """The device has no memory for the pairs by which loops are found, which are only tried."""
+
+    tried = 0
+
+    def probe(self, pairs):
+        self.tried += 1
+        raise DeviceMemoryError("cpu has no memory for a pair of images")
+
+
+def test_no_memory_for_a_loop_is_no_loop(images, truth, caplog):
+    short = Short(truth)
+    _, updates = run(images[:26], short)
+    assert short.tried > 0 and all(update.view.registered for update in updates)
+    assert "no memory for a pair of images: no loop was looked for" in caplog.text
+
+
+def test_a_keyframe_whose_search_failed_is_not_searched_again(images, truth, monkeypatch):
+    reconstructor, tried = Reconstructor(every_frame(**SOON), Wrapped(truth)), []
+
+    def search(new, aligner):
+        tried.append(new.index)
+        raise RuntimeError("search")
+
+    monkeypatch.setattr(reconstructor.revisits, "search", search)
+    reconstructor.reconstruct(*images[0])
+    with pytest.raises(RuntimeError, match="search"):
+        reconstructor.close_loops()
+    assert reconstructor.close_loops() == {}
+    assert tried == [0]
+
+
+def test_a_limited_window_stays_limited_where_a_lost_path_goes_on(images, truth):
+    class Counting(Interrupted):
+        pairs = 0
+
+        def predict(self, pairs):
+            self.pairs = len(pairs)
+            return super().predict(pairs)
+
+    predictor = Counting(truth)
+    reconstructor = Reconstructor(every_frame(), predictor)
+    for k in CARRIED[:16]:
+        reconstructor.add(*images[k])
+    reconstructor.limit_window(1)
+    for k in CARRIED[16:19]:
+        assert reconstructor.reconstruct(*images[k]).view.registered
+        reconstructor.close_loops()
+    assert reconstructor.reconstruct(*images[CARRIED[19]]).view.registered
+    assert predictor.pairs == 2
+
+
+def test_a_solution_that_is_not_applied_leaves_the_believed_loops(closed, monkeypatch):
+    revisits, aligner = closed.reconstructor.revisits, closed.reconstructor._aligner
+    before = revisits.loops
+
+    def doubting(*given):
+        solution = solve_pose_graph(*given)
+        return replace(solution, weights=np.zeros_like(solution.weights))
+
+    monkeypatch.setattr("dust3r_ros.revisit.solve_pose_graph", doubting)
+    assert revisits._solve([revisits._loops[-1]], aligner) == {}
+    assert revisits.loops == before

@@ -8,6 +8,7 @@ from dust3r_ros.alignment.scale import (
     LEAST_SAMPLES,
     LOST_UNCERTAINTY,
     MOST_UNCERTAINTY,
+    RECENT,
     MetricOdometry,
     baseline_ratios,
     depth_ratio,
@@ -90,7 +91,7 @@ def test_a_stream_of_poses_makes_the_world_metric_once_it_is_sure():
             ahead = metric[min(k + 1, 79)][:3, 3] - metric[k][:3, 3]
             pose[:3, 3] += part * ahead + rng.normal(0, 0.003, 3)
             odometry.add(stamps[k] + int(part * 200_000_000), pose)
-        scale = odometry.update(list(zip(stamps[: k + 1], world[: k + 1])))
+        scale = odometry.update({"camera": list(zip(stamps[: k + 1], world[: k + 1]))})
         if odometry.metric is not None and became is None:
             became = k
             assert scale.uncertainty <= MOST_UNCERTAINTY
@@ -105,12 +106,12 @@ def test_a_scale_that_no_longer_holds_is_taken_back():
     for stamp, pose in zip(stamps, metric):
         odometry.add(stamp, pose)
     world = in_world(metric)
-    odometry.update(list(zip(stamps[:100], world[:100])))
+    odometry.update({"camera": list(zip(stamps[:100], world[:100]))})
     assert odometry.metric is not None
     rng = np.random.default_rng(4)
     broken = world.copy()
     broken[:, :3, 3] += np.cumsum(rng.normal(0, 0.3, (200, 3)), axis=0)
-    odometry.update(list(zip(stamps, broken)))
+    odometry.update({"camera": list(zip(stamps, broken))})
     assert odometry.scale.uncertainty > LOST_UNCERTAINTY
     assert odometry.metric is None
 
@@ -120,7 +121,7 @@ def test_gaps_in_the_stream_are_not_bridged():
     stamps = [200_000_000 * k for k in range(40)]
     for k in (0, 1, 2, 30, 31):
         odometry.add(stamps[k], metric[k])
-    scale = odometry.update(list(zip(stamps, in_world(metric))))
+    scale = odometry.update({"camera": list(zip(stamps, in_world(metric)))})
     assert scale is None or scale.samples <= 2
     with pytest.raises(ValueError, match="later than"):
         odometry.add(stamps[31], metric[31])
@@ -132,8 +133,43 @@ def test_standing_still_tells_nothing():
     odometry, pose = MetricOdometry(), np.eye(4)
     for k in range(50):
         odometry.add(k * 100_000_000, pose)
-    assert odometry.update([(k * 100_000_000, pose) for k in range(50)]) is None
+    assert odometry.update({"camera": [(k * 100_000_000, pose) for k in range(50)]}) is None
     assert odometry.metric is None
+
+
+def test_ways_are_compared_within_a_camera():
+    """Two cameras 0.3 m apart on one robot, whose keyframes take turns."""
+    left, odometry = path(80), MetricOdometry()
+    aside = np.eye(4)
+    aside[0, 3] = 0.3
+    metric = {"left": left, "right": left @ aside}
+    stamps = [200_000_000 * k for k in range(80)]
+    for k, stamp in enumerate(stamps):
+        for camera, poses in metric.items():
+            odometry.add(stamp, poses[k], camera)
+    paths = {
+        camera: [(stamps[k], in_world(poses)[k]) for k in range(first, 80, 2)]
+        for first, (camera, poses) in enumerate(metric.items())
+    }
+    scale = odometry.update(paths)
+    assert odometry.metric is not None
+    assert scale.metres_per_unit == pytest.approx(TRUE, rel=1e-6)
+    with pytest.raises(ValueError, match="later than"):
+        odometry.add(stamps[-1], left[0], "right")
+
+
+def test_odometry_that_stops_is_not_metric_for_ever():
+    metric, odometry = path(RECENT + 40), MetricOdometry()
+    stamps = [200_000_000 * k for k in range(len(metric))]
+    keyframes = list(zip(stamps, in_world(metric)))
+    for k in range(40):
+        odometry.add(stamps[k], metric[k])
+    odometry.update({"camera": keyframes[:40]})
+    assert odometry.metric is not None
+    odometry.update({"camera": keyframes[:RECENT]})
+    assert odometry.metric is not None
+    odometry.update({"camera": keyframes})
+    assert odometry.metric is None and odometry.scale is None
 
 
 def test_the_baseline_of_a_rig():
@@ -195,5 +231,7 @@ def test_the_reconstructor_is_metric_only_once_odometry_says_so():
     length = np.linalg.norm(np.diff(centres, axis=0), axis=1).sum() * reconstructor.metric_scale.metres_per_unit
     assert length == pytest.approx(walk.path_length(), rel=0.01)
     silent = Reconstructor(config, truth)
-    updates = [silent.add(f.image, f.stamp_ns) for f in list(walk)[:8]]
-    assert not updates[-1].metric and silent.metric_scale is None and in_metres(updates[-1]) is updates[-1]
+    for frame in walk:
+        silent.add_odometry(frame.stamp_ns, frame.camera_to_world, "another camera")
+        update = silent.add(frame.image, frame.stamp_ns)
+    assert not update.metric and silent.metric_scale is None and in_metres(update) is update
