@@ -43,13 +43,19 @@ class Similarity:
 
     @classmethod
     def from_matrix(cls, matrix: FloatArray) -> Similarity:
-        """The inverse of ``matrix``; of a pose (4, 4) the similarity of scale 1."""
+        """The similarity whose ``matrix()`` this is, (4, 4)."""
         scale = float(np.cbrt(np.linalg.det(matrix[:3, :3])))
         return cls(scale, matrix[:3, :3] / scale, np.array(matrix[:3, 3]))
 
     def compose(self, inner: Similarity) -> Similarity:
         """The transform that applies ``inner`` first, then this one."""
         return Similarity(self.scale * inner.scale, self.rotation @ inner.rotation, self.apply(inner.translation))
+
+    @classmethod
+    def between_poses(cls, source: FloatArray, target: FloatArray, scale: float = 1.0) -> Similarity:
+        """The similarity of that scale that takes one pose (4, 4) to another."""
+        rotation = target[:3, :3] @ source[:3, :3].T
+        return cls(scale, rotation, target[:3, 3] - scale * rotation @ source[:3, 3])
 
 
 def pixel_centres(height: int, width: int) -> FloatArray:

@@ -193,7 +193,7 @@ class IncrementalAligner:
         every = [k for k in (*window.links, *links) if k.sampled.i in views and k.sampled.j in views]
         layout = place_all([link.sampled for link in every], views, window.layout().rays)
         if all(v in layout.placed for v in views):
-            layout = layout.with_view_at(views[0], window.views[views[0]].placement)
+            layout = layout.with_view_at(views[0], window.views[views[0]].placement.pose)
             for v in views:
                 window.views[v].placement = layout.placed[v]
             window.set_scales(every, layout)
@@ -208,9 +208,9 @@ class IncrementalAligner:
         self._residuals = problem.residuals
         solution = solve(problem, state, self.config, warm=not first_depth)
         fit = Fit(views, tuple(range(len(window.links))), problem, solution.state, solution.noise)
-        if first_depth and not problem.fixed_depth.any():
+        if first_depth and not problem.unit_known:
             first = window.active[0]
-            fit = fit.in_world_of(first, window.views[first].placement)
+            fit = fit.moved(fit.world_of(first, window.views[first].placement.pose))
         window.take(fit)
         return fit
 

@@ -214,7 +214,7 @@ def normal_blocks(problem: Problem, state: State, columns: Columns, systems: Seq
         at = np.arange(columns.focal, columns.size)
         blocks.append((at, np.diag(prior.information)))
         gradient[at] += prior.information * (state.log_focal - prior.mean)
-    if problem.unit_is_free(state.centre):  # keep the edges' mean log scale
+    if not problem.unit_known:  # keep the edges' mean log scale
         at = np.arange(columns.scale, min(columns.focal, columns.scale + GAUGE_EDGES))
         weight = sum(float(np.trace(s.normal)) for s in systems) / max(len(at), 1) ** 2
         blocks.append((at, np.full((len(at), len(at)), weight)))

@@ -67,7 +67,7 @@ def _readout(problem: Problem, state: State, columns: Columns, systems: Sequence
     And the covariances (K, 6, 6) that the unit adds, through the noise of the depths themselves.
     """
     steps = _pose_steps(columns, views)
-    if not problem.unit_is_free(state.centre):
+    if problem.unit_known:
         return steps, np.zeros((len(views), 6, 6))
     back = np.swapaxes(state.rotation[views], -1, -2)
     away = np.einsum("nij,nj->ni", back, state.centre[origin] - state.centre[views])

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dust3r_ros.alignment.batch import initial_log_scale
 from dust3r_ros.alignment.initialise import Layout, Placement
 from dust3r_ros.alignment.intrinsics import DEFAULT_FOCAL, FocalTrack, edge_focal
+from dust3r_ros.alignment.levels import initial_log_scale
 from dust3r_ros.alignment.linearise import own_focal_evidence
 from dust3r_ros.alignment.model import CUTOFF, FocalPrior, Lens, Problem, State, make_lens
 from dust3r_ros.alignment.observations import (
@@ -110,7 +110,7 @@ class Window:
         tracks = self.focals.values()
         prior = FocalPrior(np.array([t.mean for t in tracks]), np.array([t.information for t in tracks]))
         lenses = [self._lens(self.views[v], groups) for v in views]
-        problem = Problem(sightings, lenses, len(sampled), fixed_pose, held, prior)
+        problem = Problem(sightings, lenses, len(sampled), fixed_pose, held, bool(held.any()), prior)
         placed = [self.views[v].placement for v in views]
         state = State(
             np.array([p.rotation for p in placed]),
@@ -185,13 +185,10 @@ class Window:
 
     def move(self, change: Similarity) -> None:
         """Everything in reach follows a change of the world."""
-        shift = float(np.log(change.scale))
         for view in self.views.values():
-            p = view.placement
-            rotation, centre = change.rotation @ p.rotation, change.apply(p.centre)
-            view.placement = Placement(rotation, centre, p.log_depth + shift, p.known, p.support)
+            view.placement = view.placement.moved(change)
         for link in self.links:
-            link.log_scale -= shift
+            link.log_scale -= float(np.log(change.scale))
 
     def forget(self, index: int) -> None:
         """Take out a keyframe that could not be aligned, and its predictions."""

@@ -36,7 +36,7 @@ def small_problem(known=False, seed=5, turned=(), far=1.0):
     lens = make_lens(pixel_positions((12, 16), pixels), (12, 16), truth.intrinsics[0] if known else None, 0)
     problem = Problem(
         [collect_sightings(edges, v, len(pixels), {v: v for v in range(3)}) for v in range(3)],
-        [lens] * 3, len(edges), np.array([True, False, False]), np.zeros(3, dtype=bool),
+        [lens] * 3, len(edges), np.array([True, False, False]), np.zeros(3, dtype=bool), False,
     )  # fmt: skip
     turns = Rotation.from_rotvec(rng.normal(0, 0.05 * far, (3, 3))).as_matrix()
     state = State(

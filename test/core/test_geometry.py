@@ -163,6 +163,17 @@ def test_procrustes_refuses_too_little(source: np.ndarray, weights: np.ndarray |
         procrustes(source, source, weights)
 
 
+@given(seeds)
+def test_the_similarity_between_poses_takes_one_to_the_other(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    source, target = (make_pose(Rotation.from_rotvec(rng.normal(size=3)).as_matrix(), rng.normal(size=3)) for _ in "ab")
+    between = Similarity.between_poses(source, target, 2.5)
+    np.testing.assert_allclose(between.apply_to_pose(source), target, atol=1e-12)
+    points = rng.normal(size=(2, 3))
+    stretched = np.linalg.norm(np.subtract(*between.apply(points))) / np.linalg.norm(np.subtract(*points))
+    assert stretched == pytest.approx(2.5)
+
+
 def pointmap(focal: float, rng: np.random.Generator) -> np.ndarray:
     return backproject(rng.uniform(1, 5, (30, 40)), Intrinsics.from_focal(focal, 40, 30))
 
