@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
@@ -51,6 +51,9 @@ class FocalTrack:
     def note(self, focals: Sequence[float]) -> None:
         """Focals of single own-frame maps; those that are not finite tell nothing."""
         self.recent.extend(float(np.log(f)) for f in focals if np.isfinite(f) and f > 0)
+
+    def copy(self) -> FocalTrack:
+        return replace(self, recent=self.recent.copy())
 
     def absorb(self, log_focal: float, information: float) -> None:
         """Add a keyframe's final evidence; one that lies far off, by the spread, counts less (Huber)."""

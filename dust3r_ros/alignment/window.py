@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -70,6 +70,24 @@ class Window:
         self.active: list[int] = []
         self.links: list[Link] = []
         self.focals: dict[str, FocalTrack] = {}
+
+    def copy(self) -> Window:
+        """One that can be changed without changing this."""
+        other = Window(self.size, self.keep_focals)
+        other.views = {v: replace(view) for v, view in self.views.items()}
+        other.active = list(self.active)
+        other.links = [replace(link) for link in self.links]
+        other.focals = {name: track.copy() for name, track in self.focals.items()}
+        return other
+
+    def elsewhere(self, held: Mapping[int, Anchor]) -> Window:
+        """One that begins at keyframes that left this long ago, and knows the cameras' focals."""
+        other = Window(self.size, self.keep_focals)
+        if self.keep_focals:
+            other.focals = {name: track.copy() for name, track in self.focals.items()}
+        for v, anchor in held.items():
+            other.hold(v, anchor)
+        return other
 
     def note_focals(self, camera: str, links: Sequence[Link]) -> None:
         """Focals of the new own-frame maps; the first ones of a camera are its first estimate."""
@@ -189,12 +207,6 @@ class Window:
             view.placement = view.placement.moved(change)
         for link in self.links:
             link.log_scale -= float(np.log(change.scale))
-
-    def forget(self, index: int) -> None:
-        """Take out a keyframe that could not be aligned, and its predictions."""
-        self.views.pop(index, None)
-        self.active = [v for v in self.active if v != index]
-        self.links = [link for link in self.links if index not in (link.sampled.i, link.sampled.j)]
 
     def intrinsics(self, view: WindowView) -> Intrinsics:
         """The view's given intrinsics, or those by its camera's focal: the present one, or the one it left with."""
