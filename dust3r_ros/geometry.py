@@ -154,31 +154,3 @@ def procrustes(source: FloatArray, target: FloatArray, weights: FloatArray | Non
     rotation = (u * sign) @ vt
     scale = float((singular * sign).sum() / variance)
     return Similarity(scale, rotation, mean_target - scale * rotation @ mean_source)
-
-
-def estimate_focal(
-    points: FloatArray, confidence: FloatArray | None = None, principal_point: tuple[float, float] | None = None,
-    iterations: int = 10,
-) -> float:  # fmt: skip
-    """The focal length, pixels, under which a pointmap (H, W, 3) falls on its own pixels.
-
-    Robust to outliers by Weiszfeld's iteration (DUSt3R, section 3.3): minimises
-    ``sum conf * |uv - focal * xy / z|`` with ``uv`` relative to the principal point (u, v; the image centre if
-    None). Points with z <= 0, NaN or confidence 0 are left out. Raises ValueError when none remains.
-    """
-    height, width = points.shape[:2]
-    cx, cy = principal_point if principal_point is not None else (width / 2, height / 2)
-    uv = (pixel_centres(height, width) - (cx, cy)).reshape(-1, 2)
-    flat = np.asarray(points, dtype=np.float64).reshape(-1, 3)
-    weight = np.ones(len(flat)) if confidence is None else np.asarray(confidence, dtype=np.float64).ravel()
-    use = np.isfinite(flat).all(axis=1) & (flat[:, 2] > 0) & (weight > 0)
-    if not use.any():
-        raise ValueError("no point lies in front of the camera: the focal cannot be estimated")
-    uv, weight, xy = uv[use], weight[use], flat[use, :2] / flat[use, 2:]
-    dot_uv, dot_xy = (uv * xy).sum(axis=1), (xy * xy).sum(axis=1)
-    focal = float((weight * dot_uv).sum() / (weight * dot_xy).sum())
-    for _ in range(iterations):
-        distance = np.linalg.norm(uv - focal * xy, axis=1)
-        w = weight / np.maximum(distance, 1e-6)
-        focal = float((w * dot_uv).sum() / (w * dot_xy).sum())
-    return focal
