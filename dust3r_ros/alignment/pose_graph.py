@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse
-from scipy.sparse.linalg import splu
 from scipy.spatial.transform import Rotation
 
 from dust3r_ros.alignment.observations import IntArray
+from dust3r_ros.alignment.sparse import damping_diagonal, factorise, typical_information, with_diagonal
 from dust3r_ros.data import BoolArray, FloatArray
 from dust3r_ros.geometry import Similarity
 
@@ -29,7 +29,6 @@ MOST_ROUNDS = 30
 STEPS = 30
 KEPT = 0.25  # weight below which a doubtful edge counts as wrong
 LARGEST_STEP = 1.0
-SYMMETRIC = {"SymmetricMode": True}
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,13 +217,10 @@ def _solve(nodes: Similarities, body: IntArray, fixed: int, e: _Edges, weights: 
         (np.concatenate(values), (np.concatenate(rows), np.concatenate(cols))), shape=(size, size)
     )
     diagonal = normal.diagonal()
-    typical = float(np.median(diagonal[diagonal > 0])) if (diagonal > 0).any() else 1.0
-    extra = damping * diagonal + 1e-9 * typical
-    extra[7 * fixed : 7 * fixed + 7] = 1e12 * typical
+    extra = damping_diagonal(diagonal, damping)
+    extra[7 * fixed : 7 * fixed + 7] = 1e12 * typical_information(diagonal)
     gradient[fixed] = 0.0
-    normal = normal + scipy.sparse.diags(extra, format="csc")
-    step = -splu(normal, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options=SYMMETRIC).solve(gradient.ravel())
-    step = step.reshape(count, 7)
+    step = -factorise(with_diagonal(normal, extra)).solve(gradient.ravel()).reshape(count, 7)
     return step * min(1.0, LARGEST_STEP / max(float(np.abs(step[:, 3:]).max()), 1e-300))
 
 
