@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from dust3r_ros.data import FloatArray, Intrinsics
 
+AnySim3 = TypeVar("AnySim3", bound="Sim3")
+
 
 @dataclass(frozen=True, eq=False)
-class Similarity:
+class Sim3:
+    """What one similarity and a stack of them share: scale (...,), rotation (..., 3, 3), translation (..., 3)."""
+
+    scale: Any
+    rotation: FloatArray
+    translation: FloatArray
+
+    def compose(self: AnySim3, inner: AnySim3) -> AnySim3:
+        """The transform that applies ``inner`` first, then this one."""
+        turned = np.einsum("...ij,...j->...i", self.rotation, inner.translation)
+        return replace(
+            self,
+            scale=self.scale * inner.scale,
+            rotation=self.rotation @ inner.rotation,
+            translation=np.asarray(self.scale)[..., None] * turned + self.translation,
+        )
+
+    def inverse(self: AnySim3) -> AnySim3:
+        back = np.swapaxes(self.rotation, -1, -2)
+        turned = np.einsum("...ij,...j->...i", back, self.translation)
+        return replace(
+            self, scale=1 / self.scale, rotation=back, translation=-turned / np.asarray(self.scale)[..., None]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity(Sim3):
     """``y = scale * rotation @ x + translation``: a Sim(3) transform; ``rotation`` (3, 3), ``translation`` (3,)."""
 
     scale: float
-    rotation: FloatArray
-    translation: FloatArray
 
     @classmethod
     def identity(cls) -> Similarity:
@@ -33,10 +60,6 @@ class Similarity:
         moved[..., :3, 3] = self.apply(camera_to_world[..., :3, 3])
         return moved
 
-    def inverse(self) -> Similarity:
-        back = self.rotation.T
-        return Similarity(1 / self.scale, back, -(back @ self.translation) / self.scale)
-
     def matrix(self) -> FloatArray:
         """(4, 4) for homogeneous points: ``[[scale * rotation, translation], [0, 1]]``."""
         return make_pose(self.scale * self.rotation, self.translation)
@@ -46,10 +69,6 @@ class Similarity:
         """The similarity whose ``matrix()`` this is, (4, 4)."""
         scale = float(np.cbrt(np.linalg.det(matrix[:3, :3])))
         return cls(scale, matrix[:3, :3] / scale, np.array(matrix[:3, 3]))
-
-    def compose(self, inner: Similarity) -> Similarity:
-        """The transform that applies ``inner`` first, then this one."""
-        return Similarity(self.scale * inner.scale, self.rotation @ inner.rotation, self.apply(inner.translation))
 
     @classmethod
     def between_poses(cls, source: FloatArray, target: FloatArray, scale: float = 1.0) -> Similarity:

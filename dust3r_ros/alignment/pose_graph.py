@@ -21,7 +21,7 @@ from scipy.spatial.transform import Rotation
 from dust3r_ros.alignment.observations import IntArray
 from dust3r_ros.alignment.sparse import damping_diagonal, factorise, typical_information, with_diagonal
 from dust3r_ros.data import BoolArray, FloatArray
-from dust3r_ros.geometry import Similarity
+from dust3r_ros.geometry import Sim3, Similarity
 
 CUTOFF2 = 18.5  # chi-squared of 7 degrees of freedom at 99 %
 SOFTENING = 0.5  # from one round to the next
@@ -32,12 +32,10 @@ LARGEST_STEP = 1.0
 
 
 @dataclass(frozen=True, eq=False)
-class Similarities:
+class Similarities(Sim3):
     """N similarities: ``scale`` (N,), ``rotation`` (N, 3, 3), ``translation`` (N, 3)."""
 
     scale: FloatArray
-    rotation: FloatArray
-    translation: FloatArray
 
     @classmethod
     def stack(cls, items: Sequence[Similarity]) -> Similarities:
@@ -52,20 +50,6 @@ class Similarities:
 
     def single(self, k: int) -> Similarity:
         return Similarity(float(self.scale[k]), self.rotation[k], self.translation[k])
-
-    def compose(self, inner: Similarities) -> Similarities:
-        """Element by element: ``inner`` first, then this one."""
-        moved = np.einsum("nij,nj->ni", self.rotation, inner.translation)
-        return Similarities(
-            self.scale * inner.scale,
-            self.rotation @ inner.rotation,
-            self.scale[:, None] * moved + self.translation,
-        )
-
-    def inverse(self) -> Similarities:
-        back = np.swapaxes(self.rotation, 1, 2)
-        moved = np.einsum("nij,nj->ni", back, self.translation)
-        return Similarities(1 / self.scale, back, -moved / self.scale[:, None])
 
     def stepped(self, step: FloatArray) -> Similarities:
         """Each moved in the world by its step (N, 7): translation, rotation, log scale."""
