@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from dust3r_ros.alignment import align
-from dust3r_ros.alignment.intrinsics import view_focal
+from dust3r_ros.alignment import align, intrinsics_of_image
 from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.data import (
     Edge,
-    FloatArray,
     Intrinsics,
     PairPrediction,
     PairState,
@@ -24,7 +22,6 @@ from dust3r_ros.data import (
     ViewEstimate,
 )
 from dust3r_ros.errors import AlignmentError, ImageError, RecordingError
-from dust3r_ros.geometry import pixel_centres
 from dust3r_ros.images import prepare
 from dust3r_ros.pairing import SceneGraph, make_pairs
 from dust3r_ros.pipeline import SourceImage, load_predictor, predictor_image_size
@@ -152,19 +149,6 @@ def _scene_of_one(prediction: PairPrediction, known: Intrinsics | None, info: Pr
         raise AlignmentError(
             f"{info.name} sees no depth in a single image: take a network (--checkpoint), or two images"
         )
-    intrinsics = known if known is not None else intrinsics_of(prediction.points_i, prediction.conf_i)
+    intrinsics = known if known is not None else intrinsics_of_image(prediction).intrinsics
     depth /= np.median(depth[depth > 0])
     return Scene((ViewEstimate(np.eye(4), depth, prediction.conf_i, intrinsics),))
-
-
-def intrinsics_of(points: FloatArray, confidence: FloatArray) -> Intrinsics:
-    """The pinhole under which an own-frame pointmap (H, W, 3) falls on its pixels, principal point in the middle.
-
-    Raises AlignmentError when no focal does.
-    """
-    height, width = confidence.shape
-    positions = pixel_centres(height, width).reshape(-1, 2)
-    focal = view_focal(points.reshape(-1, 3).T.astype(np.float64), confidence.ravel(), positions, (height, width))
-    if not np.isfinite(focal):
-        raise AlignmentError("no focal puts the predicted points on their pixels")
-    return Intrinsics.from_focal(focal * max(height, width), width, height)

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from dust3r_ros.data import FloatArray, Intrinsics
 
+AnySim3 = TypeVar("AnySim3", bound="Sim3")
+
 
 @dataclass(frozen=True, eq=False)
-class Similarity:
+class Sim3:
+    """What one similarity and a stack of them share: scale (...,), rotation (..., 3, 3), translation (..., 3)."""
+
+    scale: Any
+    rotation: FloatArray
+    translation: FloatArray
+
+    def compose(self: AnySim3, inner: AnySim3) -> AnySim3:
+        """The transform that applies ``inner`` first, then this one."""
+        turned = np.einsum("...ij,...j->...i", self.rotation, inner.translation)
+        return replace(
+            self,
+            scale=self.scale * inner.scale,
+            rotation=self.rotation @ inner.rotation,
+            translation=np.asarray(self.scale)[..., None] * turned + self.translation,
+        )
+
+    def inverse(self: AnySim3) -> AnySim3:
+        back = np.swapaxes(self.rotation, -1, -2)
+        turned = np.einsum("...ij,...j->...i", back, self.translation)
+        return replace(
+            self, scale=1 / self.scale, rotation=back, translation=-turned / np.asarray(self.scale)[..., None]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity(Sim3):
     """``y = scale * rotation @ x + translation``: a Sim(3) transform; ``rotation`` (3, 3), ``translation`` (3,)."""
 
     scale: float
-    rotation: FloatArray
-    translation: FloatArray
 
     @classmethod
     def identity(cls) -> Similarity:
@@ -33,23 +60,21 @@ class Similarity:
         moved[..., :3, 3] = self.apply(camera_to_world[..., :3, 3])
         return moved
 
-    def inverse(self) -> Similarity:
-        back = self.rotation.T
-        return Similarity(1 / self.scale, back, -(back @ self.translation) / self.scale)
-
     def matrix(self) -> FloatArray:
         """(4, 4) for homogeneous points: ``[[scale * rotation, translation], [0, 1]]``."""
         return make_pose(self.scale * self.rotation, self.translation)
 
     @classmethod
     def from_matrix(cls, matrix: FloatArray) -> Similarity:
-        """The inverse of ``matrix``; of a pose (4, 4) the similarity of scale 1."""
+        """The similarity whose ``matrix()`` this is, (4, 4)."""
         scale = float(np.cbrt(np.linalg.det(matrix[:3, :3])))
         return cls(scale, matrix[:3, :3] / scale, np.array(matrix[:3, 3]))
 
-    def compose(self, inner: Similarity) -> Similarity:
-        """The transform that applies ``inner`` first, then this one."""
-        return Similarity(self.scale * inner.scale, self.rotation @ inner.rotation, self.apply(inner.translation))
+    @classmethod
+    def between_poses(cls, source: FloatArray, target: FloatArray, scale: float = 1.0) -> Similarity:
+        """The similarity of that scale that takes one pose (4, 4) to another."""
+        rotation = target[:3, :3] @ source[:3, :3].T
+        return cls(scale, rotation, target[:3, 3] - scale * rotation @ source[:3, 3])
 
 
 def pixel_centres(height: int, width: int) -> FloatArray:
@@ -148,31 +173,3 @@ def procrustes(source: FloatArray, target: FloatArray, weights: FloatArray | Non
     rotation = (u * sign) @ vt
     scale = float((singular * sign).sum() / variance)
     return Similarity(scale, rotation, mean_target - scale * rotation @ mean_source)
-
-
-def estimate_focal(
-    points: FloatArray, confidence: FloatArray | None = None, principal_point: tuple[float, float] | None = None,
-    iterations: int = 10,
-) -> float:  # fmt: skip
-    """The focal length, pixels, under which a pointmap (H, W, 3) falls on its own pixels.
-
-    Robust to outliers by Weiszfeld's iteration (DUSt3R, section 3.3): minimises
-    ``sum conf * |uv - focal * xy / z|`` with ``uv`` relative to the principal point (u, v; the image centre if
-    None). Points with z <= 0, NaN or confidence 0 are left out. Raises ValueError when none remains.
-    """
-    height, width = points.shape[:2]
-    cx, cy = principal_point if principal_point is not None else (width / 2, height / 2)
-    uv = (pixel_centres(height, width) - (cx, cy)).reshape(-1, 2)
-    flat = np.asarray(points, dtype=np.float64).reshape(-1, 3)
-    weight = np.ones(len(flat)) if confidence is None else np.asarray(confidence, dtype=np.float64).ravel()
-    use = np.isfinite(flat).all(axis=1) & (flat[:, 2] > 0) & (weight > 0)
-    if not use.any():
-        raise ValueError("no point lies in front of the camera: the focal cannot be estimated")
-    uv, weight, xy = uv[use], weight[use], flat[use, :2] / flat[use, 2:]
-    dot_uv, dot_xy = (uv * xy).sum(axis=1), (xy * xy).sum(axis=1)
-    focal = float((weight * dot_uv).sum() / (weight * dot_xy).sum())
-    for _ in range(iterations):
-        distance = np.linalg.norm(uv - focal * xy, axis=1)
-        w = weight / np.maximum(distance, 1e-6)
-        focal = float((w * dot_uv).sum() / (w * dot_xy).sum())
-    return focal

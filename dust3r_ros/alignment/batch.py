@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dust3r_ros.alignment.given import Given
-from dust3r_ros.alignment.initialise import Placement, place_all
+from dust3r_ros.alignment.given import Given, known_world
+from dust3r_ros.alignment.initialise import place_all
 from dust3r_ros.alignment.intrinsics import FocalGroups, edge_focal, group_focals, pool_focals
-from dust3r_ros.alignment.levels import Level, fit_levels, initial_log_scale, make_levels, make_problem
+from dust3r_ros.alignment.levels import Level, fit_levels, make_levels, make_problem
 from dust3r_ros.alignment.observations import Size, grid_pixels, linked_sets, pixel_positions, view_sizes
 from dust3r_ros.alignment.result import Fit, fuse_view, unregistered_view, view_intrinsics
 from dust3r_ros.alignment.solve import solve
@@ -19,8 +19,6 @@ from dust3r_ros.config import AlignmentConfig
 from dust3r_ros.data import Edge, FloatArray, Intrinsics, Scene, ViewEstimate
 from dust3r_ros.errors import AlignmentError
 from dust3r_ros.geometry import Similarity, make_pose
-
-__all__ = ["align", "align_components", "initial_log_scale"]
 
 WRONG = 4.0  # typical error, in multiples of the expected one, of an edge that is left out
 WRONG_ROUNDS = 3
@@ -116,20 +114,22 @@ def _align_set(p: _Prepared, members: Sequence[int]) -> Scene:
     log_focal = _initial_focals(p, members)
     layout = place_all(p.levels[0].sampled, members, p.levels[0].rays(log_focal))
     known = {v: pose for v, pose in p.given.known_poses().items() if v in layout.placed}
-    world = layout.world_of(known)  # the solver keeps its own, whose unit is near the views' depth
+    into = known_world(layout, known)
+    world = into.similarity  # the solver keeps its own, whose unit is near the views' depth
     layout = layout.with_poses({v: world.inverse().apply_to_pose(pose) for v, pose in known.items()})
     anchor = next(iter(layout.placed))
     fixed = {v: v in known or (not known and v == anchor) for v in sorted(layout.placed)}
     used = [e for e, s in enumerate(p.levels[-1].sampled) if s.usable and s.i in fixed and s.j in fixed]
     if not used:
         raise AlignmentError(f"no predictions between views {', '.join(str(v) for v in members)} give a pose")
-    problem, solution = fit_levels(p.levels, used, layout, log_focal, fixed, p.config)
+    problem, solution = fit_levels(p.levels, used, layout, log_focal, fixed, into.unit_known, p.config)
     fit = Fit(tuple(fixed), tuple(used), problem, solution.state, solution.noise)
     fit, wrong = _without_wrong_edges(p, fit, fixed)
     residual = {**wrong, **fit.edge_residuals()}
-    placed = _in_world(fit, known, world)
-    unit = float(np.exp(placed.state.log_depth[0][0] - fit.state.log_depth[0][0]))
-    views = _make_views(p, placed, known, _covariances(p, fit, known, unit))
+    if not into.unit_known:
+        first = next(iter(known), fit.views[0])
+        world = fit.world_of(first, known.get(first))
+    views = _make_views(p, fit, known, world)
     names = [(edge.i, edge.j) for edge in p.edges]
     return Scene(
         views, {names[e]: residual[e] for e in sorted(residual)}, wrong_edges=frozenset(names[e] for e in wrong)
@@ -154,7 +154,7 @@ def _without_wrong_edges(p: _Prepared, fit: Fit, fixed: Mapping[int, bool]) -> t
         residual = fit.edge_residuals()
         wrong.update({e: residual[e] for m, e in enumerate(fit.used) if m not in kept})
         used = tuple(fit.used[m] for m in kept)
-        problem = make_problem(p.levels[-1], used, fixed)
+        problem = make_problem(p.levels[-1], used, fixed, fit.problem.unit_known)
         state = replace(fit.state, log_scale=fit.state.log_scale[kept])
         solution = solve(problem, state, p.config, warm=True)
         fit = Fit(fit.views, used, problem, solution.state, solution.noise)
@@ -174,21 +174,10 @@ def _initial_focals(p: _Prepared, members: Sequence[int]) -> FloatArray:
     return np.array([np.log(pool_focals(focals).focal) for focals in found])
 
 
-def _in_world(fit: Fit, known: Mapping[int, FloatArray], world: Similarity) -> Fit:
-    """The fit in the promised world and unit."""
-    if not fit.problem.unit_is_free(fit.state.centre):
-        return fit.moved(world)
-    first = next((v for v in fit.views if v in known), None)
-    if first is None:
-        return fit.in_world_of(fit.views[0])
-    nothing = np.zeros(0)
-    return fit.in_world_of(first, Placement(known[first][:3, :3], known[first][:3, 3], nothing, nothing))
-
-
-def _make_views(p: _Prepared, fit: Fit, known: Mapping[int, FloatArray],
-                covariance: Mapping[int, FloatArray]) -> tuple[ViewEstimate, ...]:  # fmt: skip
+def _make_views(p: _Prepared, fit: Fit, known: Mapping[int, FloatArray], world: Similarity) -> tuple[ViewEstimate, ...]:
+    """Estimates of all views in ``world``; depths and covariances are taken in the solver's, whose unit suits them."""
+    covariance = _covariances(p, fit, known, world.scale)
     poses = {v: make_pose(fit.state.rotation[k], fit.state.centre[k]) for k, v in enumerate(fit.views)}
-    poses.update(known)
     scales = np.exp(-fit.state.log_scale)
     estimates = []
     for view in range(p.views):
@@ -203,9 +192,9 @@ def _make_views(p: _Prepared, fit: Fit, known: Mapping[int, FloatArray],
         near = [p.edges[fit.used[k]] for k in touching]
         fused = fuse_view(view, near, scales[touching].tolist(), poses, lens, fit.noise, p.config.min_confidence,
                           p.device)  # fmt: skip
-        estimates.append(
-            ViewEstimate(poses[view], fused.depth, fused.confidence, lens, pose_covariance=covariance[view])
-        )
+        pose = known.get(view, world.apply_to_pose(poses[view]))
+        depth = fused.depth * np.float32(world.scale)
+        estimates.append(ViewEstimate(pose, depth, fused.confidence, lens, pose_covariance=covariance[view]))
     return tuple(estimates)
 
 
@@ -216,7 +205,7 @@ def _covariances(p: _Prepared, fit: Fit, known: Mapping[int, FloatArray], unit: 
     normal matrix of the coarse level is enough, when it is scaled to the number of samples that were used.
     """
     level = p.levels[0]
-    problem = make_problem(level, fit.used, dict(zip(fit.views, fit.problem.fixed_pose)))
+    problem = make_problem(level, fit.used, dict(zip(fit.views, fit.problem.fixed_pose)), fit.problem.unit_known)
     depths = [depth[level.taken[v]] for v, depth in zip(fit.views, fit.state.log_depth)]
     shapes = [p.levels[-1].shapes[v] for v in fit.views]
     shared = correlated_samples(fit.problem, fit.state, fit.noise, shapes)

@@ -21,7 +21,7 @@ Array = Any  # of float32: np.ndarray or torch.Tensor
 PASSES = 2
 PIECE = 4096  # pixels at a time on a CPU, so that what is computed of them stays in its cache
 F32 = np.float32
-# In world units, whose size is about the first view's depth. What lies beyond is no measurement, and its square would
+# In the aligner's units, whose size is about a view's depth. What lies beyond is no measurement, and its square would
 # not fit into float32.
 NEAREST, FARTHEST = 1e-7, 1e7
 WRONG = 1e3  # relative error beyond which a prediction is as useless as at it

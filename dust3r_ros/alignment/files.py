@@ -12,8 +12,11 @@ import numpy as np
 from dust3r_ros.data import Edge, FloatArray, PairPrediction, Scene
 from dust3r_ros.errors import AlignmentError
 
-ARRAYS = {"edges": 2, "points_i": 4, "conf_i": 3, "points_j": 4, "conf_j": 3}  # name: dimensions
-PER_VIEW = {"poses": (4, 4), "cameras": ()}  # optional, name: shape of one view's
+NUMBERS, INTEGERS = "fiu", "iu"  # kinds of dtype
+NEEDED = {"edges": (2, NUMBERS), "points_i": (4, NUMBERS), "conf_i": (3, NUMBERS), "points_j": (4, NUMBERS),
+          "conf_j": (3, NUMBERS)}  # dimensions and kind by name  # fmt: skip
+OPTIONAL = {"views": (0, INTEGERS), "poses": (3, NUMBERS), "cameras": (1, INTEGERS)}
+PER_VIEW = {"poses": (4, 4), "cameras": ()}  # shape of one view's by name
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +67,7 @@ def _count_views(path: Path, arrays: Mapping[str, FloatArray]) -> int:
 
 
 def _read_arrays(path: Path) -> dict[str, FloatArray]:
-    wanted = (*ARRAYS, *PER_VIEW, "views")
+    wanted = {**NEEDED, **OPTIONAL}
     try:
         with path.open("rb") as file:
             data = np.load(file, allow_pickle=False)
@@ -75,14 +78,15 @@ def _read_arrays(path: Path) -> dict[str, FloatArray]:
         raise AlignmentError(f"{path}: no such file") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise AlignmentError(f"{path}: not a readable .npz of predictions ({error})") from error
-    missing = [name for name in ARRAYS if name not in arrays]
+    missing = [name for name in NEEDED if name not in arrays]
     if missing:
-        raise AlignmentError(f"{path}: expected the arrays {', '.join(ARRAYS)}, {', '.join(missing)} missing")
-    for name, dimensions in ARRAYS.items():
-        if arrays[name].ndim != dimensions or arrays[name].dtype.kind not in "fiu":
+        raise AlignmentError(f"{path}: expected the arrays {', '.join(NEEDED)}, {', '.join(missing)} missing")
+    for name, array in arrays.items():
+        dimensions, kinds = wanted[name]
+        if array.ndim != dimensions or array.dtype.kind not in kinds:
+            what = "integers" if kinds == INTEGERS else "numbers"
             raise AlignmentError(
-                f"{path}: {name} must be numbers in {dimensions} dimensions, "
-                f"got {arrays[name].dtype} {arrays[name].shape}"
+                f"{path}: {name} must be {what} in {dimensions} dimensions, got {array.dtype} {array.shape}"
             )
     return arrays
 

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dust3r_ros.alignment.initialise import Layout
 from dust3r_ros.alignment.observations import Size
 from dust3r_ros.data import FloatArray, Intrinsics
 from dust3r_ros.errors import AlignmentError
+from dust3r_ros.geometry import Similarity
 
 RIGID = 1e-3  # how far a given rotation may be from orthonormal
+LEAST_BASELINE = 0.01  # of the depth; between centres closer than that, what is given tells nothing of the unit
+ROUNDING = 1e-9  # relative; a difference below it is none
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,3 +79,52 @@ def rigid_pose(pose: FloatArray | None, view: int) -> FloatArray | None:
     if not good or np.abs(turn @ turn.T - np.eye(3)).max() > RIGID or np.linalg.det(turn) < 0:
         raise ValueError(f"pose of view {view} must be a rigid transform (4, 4), got {np.array2string(found)}")
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class KnownWorld:
+    """The world of given poses: ``similarity`` takes views as placed into it, and into its unit when that is known."""
+
+    similarity: Similarity
+    unit_known: bool
+
+
+def known_world(layout: Layout, poses: Mapping[int, FloatArray]) -> KnownWorld:
+    """The world of known poses (4, 4) of some of the placed views; the layout's own when there are none.
+
+    Rotation by the views' mean rotation, so that two known poses are enough; unit and shift by medians.
+    """
+    if not poses:
+        return KnownWorld(Similarity.identity(), False)
+    given = np.array(list(poses.values()))
+    placed = np.array([layout.placed[v].pose for v in poses])
+    turn = _nearest_rotation((given[:, :3, :3] @ np.swapaxes(placed[:, :3, :3], 1, 2)).sum(axis=0))
+    source, target = placed[:, :3, 3] @ turn.T, given[:, :3, 3]
+    depth = float(np.exp(np.median([np.median(layout.placed[v].log_depth) for v in poses])))
+    known = _unit_is_known(source / depth, target)
+    scale = _relative_size(source, target) if known else 1.0
+    return KnownWorld(Similarity(scale, turn, np.median(target - scale * source, axis=0)), known)
+
+
+def _unit_is_known(placed: FloatArray, given: FloatArray) -> bool:
+    """Whether given centres (N, 3) tell the unit, for views that were placed with their median depth as the unit.
+
+    They do when the views as placed are apart, or when they themselves are too far apart for that unit; they do not
+    when they are one place but for rounding.
+    """
+    distance = float(np.ptp(given, axis=0).max())
+    apart = max(float(np.ptp(placed, axis=0).max()), distance) > LEAST_BASELINE
+    return apart and distance > ROUNDING * float(np.abs(given).max())
+
+
+def _nearest_rotation(matrix: FloatArray) -> FloatArray:
+    u, _, vt = np.linalg.svd(matrix)
+    return (u * (1, 1, np.sign(np.linalg.det(u @ vt)))) @ vt
+
+
+def _relative_size(source: FloatArray, target: FloatArray) -> float:
+    """The median factor from distances between points (N, 3) to those between others; 1 where there is none."""
+    first, second = np.triu_indices(len(source), 1)
+    before, after = (np.linalg.norm(p[first] - p[second], axis=1) for p in (source, target))
+    apart = (before > ROUNDING * before.max(initial=0.0)) & (after > ROUNDING * after.max(initial=0.0))
+    return float(np.median(after[apart] / before[apart])) if apart.any() else 1.0

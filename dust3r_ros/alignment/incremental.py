@@ -88,13 +88,13 @@ class IncrementalAligner:
         """
         self._check(index, edges, size, intrinsics)
         camera = camera if self.config.share_focal else f"{camera} {index}"
-        window = self._window
         pixels = grid_pixels(size, self.config.grid)
         nowhere = Placement(np.eye(3), np.zeros(3), np.zeros(len(pixels)), np.zeros(len(pixels)))
         view = WindowView(camera, size, intrinsics, pixels, nowhere)
-        window.views[index] = view
         with ExitStack() as unless_aligned:
-            unless_aligned.callback(window.forget, index)
+            unless_aligned.callback(self._return_to, self._window, self._residuals)
+            self._window = window = self._window.copy()
+            window.views[index] = view
             links = self._sample(edges)
             window.note_focals(camera, links)
             first_depth = not any(v.has_depth for v in window.views.values())
@@ -115,17 +115,14 @@ class IncrementalAligner:
         ``held`` are those. When the keyframe can be placed the window consists of it alone, and what was in the window
         before is final (``left``); else the window stays as it was.
         """
-        before, residuals = self._window, self._residuals
-        self._window = Window(before.size, before.keep_focals)
-        self._window.focals = before.focals if before.keep_focals else {}
-        for v, anchor in held.items():
-            self._window.hold(v, anchor)
+        before = self._window
+        left = {v: self.anchor(v) for v in before.active}
         with ExitStack() as unless_placed:
-            unless_placed.callback(self._return_to, before, residuals)
+            unless_placed.callback(self._return_to, before, self._residuals)
+            self._window = before.elsewhere(held)
             update = self.add(index, edges, camera=camera, size=size, intrinsics=intrinsics)
             if update.view.registered:
                 unless_placed.pop_all()
-                left = {v: before.anchor(v, self.config.grid) for v in before.active}
                 update = replace(update, left={**update.left, **left})
         return update
 
@@ -193,7 +190,7 @@ class IncrementalAligner:
         every = [k for k in (*window.links, *links) if k.sampled.i in views and k.sampled.j in views]
         layout = place_all([link.sampled for link in every], views, window.layout().rays)
         if all(v in layout.placed for v in views):
-            layout = layout.with_view_at(views[0], window.views[views[0]].placement)
+            layout = layout.with_view_at(views[0], window.views[views[0]].placement.pose)
             for v in views:
                 window.views[v].placement = layout.placed[v]
             window.set_scales(every, layout)
@@ -208,9 +205,9 @@ class IncrementalAligner:
         self._residuals = problem.residuals
         solution = solve(problem, state, self.config, warm=not first_depth)
         fit = Fit(views, tuple(range(len(window.links))), problem, solution.state, solution.noise)
-        if first_depth and not problem.fixed_depth.any():
+        if first_depth and not problem.unit_known:
             first = window.active[0]
-            fit = fit.in_world_of(first, window.views[first].placement)
+            fit = fit.moved(fit.world_of(first, window.views[first].placement.pose))
         window.take(fit)
         return fit
 

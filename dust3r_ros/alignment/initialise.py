@@ -14,7 +14,7 @@ import numpy as np
 
 from dust3r_ros.alignment.observations import MIN_SAMPLES, SampledEdge
 from dust3r_ros.data import FloatArray
-from dust3r_ros.geometry import Similarity, procrustes, weighted_median
+from dust3r_ros.geometry import Similarity, make_pose, procrustes, weighted_median
 
 INLIER = 0.06  # relative error at which a prediction's support for a proposal is halved
 TRIM_ROUNDS = 4
@@ -30,6 +30,16 @@ class Placement:
     known: FloatArray
     support: float = 0.0
 
+    @property
+    def pose(self) -> FloatArray:
+        """(4, 4), camera to world."""
+        return make_pose(self.rotation, self.centre)
+
+    def moved(self, change: Similarity) -> Placement:
+        """The same view in another world and unit."""
+        rotation, centre = change.rotation @ self.rotation, change.apply(self.centre)
+        return replace(self, rotation=rotation, centre=centre, log_depth=self.log_depth + np.log(change.scale))
+
 
 @dataclass(eq=False)
 class Layout:
@@ -43,28 +53,10 @@ class Layout:
         p = self.placed[view]
         return p.rotation @ (self.rays[view] * np.exp(p.log_depth)) + p.centre[:, None]
 
-    def with_view_at(self, view: int, pose: Placement) -> Layout:
-        """The same layout, turned and shifted so that ``view`` has the pose of another placement."""
-        origin = self.placed[view]
-        turn = pose.rotation @ origin.rotation.T
-        shift = pose.centre - turn @ origin.centre
-        moved = {
-            v: replace(p, rotation=turn @ p.rotation, centre=turn @ p.centre + shift) for v, p in self.placed.items()
-        }
-        return Layout(self.rays, moved)
-
-    def world_of(self, poses: Mapping[int, FloatArray]) -> Similarity:
-        """Into the world and unit of known poses (4, 4) of some of its views; the identity when there are none.
-
-        Rotation by the views' mean rotation, so that two known poses are enough; unit and shift by medians.
-        """
-        if not poses:
-            return Similarity.identity()
-        turn = _nearest_rotation(np.sum([p[:3, :3] @ self.placed[v].rotation.T for v, p in poses.items()], axis=0))
-        source = np.array([turn @ self.placed[v].centre for v in poses])
-        target = np.array([p[:3, 3] for p in poses.values()])
-        scale = _relative_size(source, target)
-        return Similarity(scale, turn, np.median(target - scale * source, axis=0))
+    def with_view_at(self, view: int, pose: FloatArray) -> Layout:
+        """The same layout, turned and shifted so that ``view`` has another pose (4, 4)."""
+        change = Similarity.between_poses(self.placed[view].pose, pose)
+        return Layout(self.rays, {v: p.moved(change) for v, p in self.placed.items()})
 
     def with_poses(self, poses: Mapping[int, FloatArray]) -> Layout:
         """The same layout, some of its views at other poses (4, 4)."""
@@ -122,19 +114,6 @@ def place_view(view: int, edges: Sequence[SampledEdge], layout: Layout) -> Place
     best = int(np.argmax(support))
     p = proposals[best]
     return Placement(p.rotation, p.centre, p.log_depth, p.known, support[best])
-
-
-def _nearest_rotation(matrix: FloatArray) -> FloatArray:
-    u, _, vt = np.linalg.svd(matrix)
-    return (u * (1, 1, np.sign(np.linalg.det(u @ vt)))) @ vt
-
-
-def _relative_size(source: FloatArray, target: FloatArray) -> float:
-    """The median factor from distances between points (N, 3) to those between others; 1 where there is none."""
-    first, second = np.triu_indices(len(source), 1)
-    before, after = (np.linalg.norm(p[first] - p[second], axis=1) for p in (source, target))
-    apart = (before > 1e-9 * before.max(initial=0.0)) & (after > 1e-9)
-    return float(np.median(after[apart] / before[apart])) if apart.any() else 1.0
 
 
 def robust_scale(source: FloatArray, target: FloatArray, weight: FloatArray) -> float:

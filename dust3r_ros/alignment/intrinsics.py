@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
@@ -51,6 +51,9 @@ class FocalTrack:
     def note(self, focals: Sequence[float]) -> None:
         """Focals of single own-frame maps; those that are not finite tell nothing."""
         self.recent.extend(float(np.log(f)) for f in focals if np.isfinite(f) and f > 0)
+
+    def copy(self) -> FocalTrack:
+        return replace(self, recent=self.recent.copy())
 
     def absorb(self, log_focal: float, information: float) -> None:
         """Add a keyframe's final evidence; one that lies far off, by the spread, counts less (Huber)."""
@@ -128,43 +131,49 @@ class ImageIntrinsics:
     focal_spread_px: float
 
 
-def intrinsics_of_image(prediction: PairPrediction, *, principal_point: tuple[float, float] | None = None,
+def intrinsics_of_image(prediction: PairPrediction, *, own_map_only: bool = False,
+                        principal_point: tuple[float, float] | None = None,
                         min_confidence: float = 1e-3) -> ImageIntrinsics:  # fmt: skip
     """The focal of one image from its prediction paired with itself (DUSt3R, section 3.3).
 
     Both maps are pointmaps of the same pixels in the same frame; the focal is the weighted median over the pixels of
-    both. Neighbouring pixels err together, so the spread is the jackknife's: the image is cut into ``TILES`` x
-    ``TILES`` tiles, and the focal is taken again without each of them. ``principal_point`` (cx, cy) is the centre when
-    left out. Raises AlignmentError when no point with confidence lies in front of the camera off the principal point.
+    both. With ``own_map_only`` the image was paired with another one, and its own-frame map alone counts. Neighbouring
+    pixels err together, so the spread is the jackknife's: the image is cut into ``TILES`` x ``TILES`` tiles, and the
+    focal is taken again without each of them. ``principal_point`` (cx, cy) is the centre when left out. Raises
+    AlignmentError when no point with confidence lies in front of the camera off the principal point.
     """
-    edge = Edge(0, 0, prediction)
-    size = view_sizes([edge])[0]
-    if prediction.state in (PairState.ROTATION_ONLY, PairState.FAILED):
+    if not own_map_only and prediction.state in (PairState.ROTATION_ONLY, PairState.FAILED):
         raise AlignmentError(f"the focal of an image needs a prediction with depth, got {prediction.state.value!r}")
-    pixels = np.arange(size[0] * size[1])
-    sampled, positions = sample_edge(edge, pixels, pixels, min_confidence), pixel_positions(size, pixels)
-    maps = ((sampled.points_i, sampled.weight_i), (sampled.points_j, sampled.weight_j))
-    parts = [_pixel_focals(points, weight, positions, size, principal_point) for points, weight in maps]
-    focals, weights, where = (
-        np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(_PixelFocals)
-    )  # fmt: skip
-    order = np.argsort(focals)
-    focals, weights = focals[order], weights[order]
-    tile = (where[order] * TILES / (size[1], size[0])).astype(int) @ (1, TILES)
-    focal = _sorted_median(focals, weights)
+    edge = Edge(0, 1 if own_map_only else 0, prediction)
+    size = view_sizes([edge])[0]
+    found = _image_focals(edge, size, principal_point, min_confidence)
+    focal = weighted_median(found.focal, found.weight) if found.focal.size else float("inf")
     if not np.isfinite(focal):
         raise AlignmentError("no point lies in front of the camera: the focal cannot be estimated")
-    left = [_sorted_median(focals, np.where(tile == k, 0, weights)) for k in np.unique(tile[weights > 0])]
-    spread = np.sqrt((len(left) - 1) * np.var(left)) if len(left) > 1 else np.inf
+    tile = (found.position * TILES / (size[1], size[0])).astype(int) @ (1, TILES)
+    tiles = np.unique(tile)
+    left = [weighted_median(found.focal[tile != k], found.weight[tile != k]) for k in tiles] if len(tiles) > 1 else []
+    spread = np.sqrt((len(left) - 1) * np.var(left)) if left else np.inf
     return ImageIntrinsics(view_intrinsics(None, size, np.log(focal), principal_point), float(spread * max(size)))
 
 
-def _sorted_median(values: FloatArray, weights: FloatArray) -> float:
-    """The weighted median of sorted values, between the two nearest; NaN without weight."""
-    if not (weights > 0).any():
-        return float("nan")
-    total = np.cumsum(weights) - 0.5 * weights
-    return float(np.interp(0.5 * weights.sum(), total[weights > 0], values[weights > 0]))
+def _image_focals(edge: Edge, size: Size, principal_point: tuple[float, float] | None,
+                  min_confidence: float) -> _PixelFocals:  # fmt: skip
+    """What every pixel of view i tells by its own-frame map and, when it is paired with itself, by the other one.
+
+    Sorted by focal, without pixels of no weight.
+    """
+    pixels_i = np.arange(edge.prediction.conf_i.size)
+    pixels_j = np.arange(edge.prediction.conf_j.size)
+    sampled, positions = sample_edge(edge, pixels_i, pixels_j, min_confidence), pixel_positions(size, pixels_i)
+    maps = [(sampled.points_i, sampled.weight_i)]
+    if edge.i == edge.j:
+        maps.append((sampled.points_j, sampled.weight_j))
+    parts = [_pixel_focals(points, weight, positions, size, principal_point) for points, weight in maps]
+    focal, weight, position = (np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(_PixelFocals))
+    order = np.argsort(focal)
+    order = order[weight[order] > 0]
+    return _PixelFocals(focal[order], weight[order], position[order])
 
 
 def edge_focal(edge: SampledEdge, positions: FloatArray, size: Size,

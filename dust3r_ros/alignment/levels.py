@@ -74,11 +74,12 @@ def make_levels(edges: Sequence[Edge], sizes: Mapping[int, Size], given: Given, 
 
 
 def fit_levels(levels: Sequence[Level], used: Sequence[int], layout: Layout, log_focal: FloatArray,
-               fixed: Mapping[int, bool], config: AlignmentConfig) -> tuple[Problem, Solution]:  # fmt: skip
+               fixed: Mapping[int, bool], unit_known: bool,
+               config: AlignmentConfig) -> tuple[Problem, Solution]:  # fmt: skip
     """Solve for all placed views from where they were placed on the first level, then on each finer one.
 
     ``used`` are the positions of the edges that count, ``fixed`` the placed views, in order, and whether their pose is
-    given.
+    given; ``unit_known`` whether the given poses fix the unit.
     """
     views = tuple(fixed)
     placed = [layout.placed[v] for v in views]
@@ -91,7 +92,7 @@ def fit_levels(levels: Sequence[Level], used: Sequence[int], layout: Layout, log
     )
     for turn, level in enumerate(levels):
         last = turn + 1 == len(levels)
-        problem = make_problem(level, used, fixed)
+        problem = make_problem(level, used, fixed, unit_known)
         if turn:
             state = replace(state, log_depth=start_depths(problem, state))
         rounds = config.outer_iterations if last else min(config.outer_iterations, COARSE_ROUNDS)
@@ -100,7 +101,7 @@ def fit_levels(levels: Sequence[Level], used: Sequence[int], layout: Layout, log
     return problem, solution
 
 
-def make_problem(level: Level, used: Sequence[int], fixed: Mapping[int, bool]) -> Problem:
+def make_problem(level: Level, used: Sequence[int], fixed: Mapping[int, bool], unit_known: bool) -> Problem:
     """The problem of some edges of a level."""
     index = {v: k for k, v in enumerate(fixed)}
     chosen = [level.sampled[e] for e in used]
@@ -111,6 +112,7 @@ def make_problem(level: Level, used: Sequence[int], fixed: Mapping[int, bool]) -
         edges=len(chosen),
         fixed_pose=np.array(list(fixed.values())),
         fixed_depth=np.zeros(len(fixed), dtype=bool),
+        unit_known=unit_known,
     )
 
 

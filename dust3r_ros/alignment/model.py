@@ -74,20 +74,18 @@ class FocalPrior:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Sampled predictions of N views by E edges. ``fixed_pose``, ``fixed_depth`` (N,): what is given and stays."""
+    """Sampled predictions of N views by E edges. ``fixed_pose``, ``fixed_depth`` (N,): what is given and stays.
+
+    ``unit_known``: what is given fixes the world's unit too.
+    """
 
     sightings: Sequence[Sightings]
     lenses: Sequence[Lens]
     edges: int
     fixed_pose: BoolArray
     fixed_depth: BoolArray
+    unit_known: bool
     focal_prior: FocalPrior | None = None
-
-    def unit_is_free(self, centre: FloatArray) -> bool:
-        """Whether nothing fixes the world's unit: no depth is given, no two given poses are apart (centres (N, 3))."""
-        fixed = centre[self.fixed_pose]
-        apart = len(fixed) > 1 and float(np.ptp(fixed, axis=0).max()) > LEAST_NOISE
-        return not (self.fixed_depth.any() or apart)
 
     @property
     def residuals(self) -> int:

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse
-from scipy.sparse.linalg import splu
 from scipy.spatial.transform import Rotation
 
 from dust3r_ros.alignment.observations import IntArray
+from dust3r_ros.alignment.sparse import damping_diagonal, factorise, typical_information, with_diagonal
 from dust3r_ros.data import BoolArray, FloatArray
-from dust3r_ros.geometry import Similarity
+from dust3r_ros.geometry import Sim3, Similarity
 
 CUTOFF2 = 18.5  # chi-squared of 7 degrees of freedom at 99 %
 SOFTENING = 0.5  # from one round to the next
@@ -29,16 +29,13 @@ MOST_ROUNDS = 30
 STEPS = 30
 KEPT = 0.25  # weight below which a doubtful edge counts as wrong
 LARGEST_STEP = 1.0
-SYMMETRIC = {"SymmetricMode": True}
 
 
 @dataclass(frozen=True, eq=False)
-class Similarities:
+class Similarities(Sim3):
     """N similarities: ``scale`` (N,), ``rotation`` (N, 3, 3), ``translation`` (N, 3)."""
 
     scale: FloatArray
-    rotation: FloatArray
-    translation: FloatArray
 
     @classmethod
     def stack(cls, items: Sequence[Similarity]) -> Similarities:
@@ -53,20 +50,6 @@ class Similarities:
 
     def single(self, k: int) -> Similarity:
         return Similarity(float(self.scale[k]), self.rotation[k], self.translation[k])
-
-    def compose(self, inner: Similarities) -> Similarities:
-        """Element by element: ``inner`` first, then this one."""
-        moved = np.einsum("nij,nj->ni", self.rotation, inner.translation)
-        return Similarities(
-            self.scale * inner.scale,
-            self.rotation @ inner.rotation,
-            self.scale[:, None] * moved + self.translation,
-        )
-
-    def inverse(self) -> Similarities:
-        back = np.swapaxes(self.rotation, 1, 2)
-        moved = np.einsum("nij,nj->ni", back, self.translation)
-        return Similarities(1 / self.scale, back, -moved / self.scale[:, None])
 
     def stepped(self, step: FloatArray) -> Similarities:
         """Each moved in the world by its step (N, 7): translation, rotation, log scale."""
@@ -218,13 +201,10 @@ def _solve(nodes: Similarities, body: IntArray, fixed: int, e: _Edges, weights: 
         (np.concatenate(values), (np.concatenate(rows), np.concatenate(cols))), shape=(size, size)
     )
     diagonal = normal.diagonal()
-    typical = float(np.median(diagonal[diagonal > 0])) if (diagonal > 0).any() else 1.0
-    extra = damping * diagonal + 1e-9 * typical
-    extra[7 * fixed : 7 * fixed + 7] = 1e12 * typical
+    extra = damping_diagonal(diagonal, damping)
+    extra[7 * fixed : 7 * fixed + 7] = 1e12 * typical_information(diagonal)
     gradient[fixed] = 0.0
-    normal = normal + scipy.sparse.diags(extra, format="csc")
-    step = -splu(normal, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options=SYMMETRIC).solve(gradient.ravel())
-    step = step.reshape(count, 7)
+    step = -factorise(with_diagonal(normal, extra)).solve(gradient.ravel()).reshape(count, 7)
     return step * min(1.0, LARGEST_STEP / max(float(np.abs(step[:, 3:]).max()), 1e-300))
 
 

@@ -9,13 +9,12 @@ from functools import cached_property
 import numpy as np
 
 from dust3r_ros.alignment.depth import FARTHEST, FusedDepth, OwnMap, SeenMap, fuse_depth, load_map
-from dust3r_ros.alignment.initialise import Placement
 from dust3r_ros.alignment.linearise import Errors, chi2
 from dust3r_ros.alignment.model import Noise, Problem, State
 from dust3r_ros.alignment.observations import Size, confidence_floor
 from dust3r_ros.alignment.solve import ViewErrors, view_errors
 from dust3r_ros.data import Edge, FloatArray, Intrinsics, PairState, ViewEstimate
-from dust3r_ros.geometry import Similarity
+from dust3r_ros.geometry import Similarity, make_pose
 
 CHI2_MEDIAN = {1: 0.455, 2: 1.386, 3: 2.366}  # by degrees of freedom
 
@@ -30,21 +29,12 @@ class Fit:
     state: State
     noise: Noise
 
-    def in_world_of(self, view: int, pose: Placement | None = None) -> Fit:
-        """The same fit with ``view``'s median sampled depth as the unit, in its frame or where it has ``pose``."""
+    def world_of(self, view: int, pose: FloatArray | None = None) -> Similarity:
+        """Into the unit of ``view``'s median sampled depth, in its frame or where it has ``pose`` (4, 4)."""
         k = self.views.index(view)
-        state = self.state
-        unit = float(np.median(state.log_depth[k]))
-        turn = state.rotation[k].T if pose is None else pose.rotation @ state.rotation[k].T
-        centre = (state.centre - state.centre[k]) @ turn.T * np.exp(-unit)
-        moved = State(
-            turn @ state.rotation,
-            centre if pose is None else centre + pose.centre,
-            state.log_scale + unit,
-            state.log_focal,
-            [d - unit for d in state.log_depth],
-        )
-        return replace(self, state=moved)
+        present = make_pose(self.state.rotation[k], self.state.centre[k])
+        scale = float(np.exp(-np.median(self.state.log_depth[k])))
+        return Similarity.between_poses(present, np.eye(4) if pose is None else pose, scale)
 
     def moved(self, world: Similarity) -> Fit:
         """The same fit in another world and unit."""

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.linalg
 import scipy.sparse
-from scipy.sparse.linalg import splu
 from scipy.spatial.transform import Rotation
 
 from dust3r_ros.alignment.linearise import Errors, ViewSystem, linearise_view, own_errors, robust_cost, seen_errors
 from dust3r_ros.alignment.model import CUTOFF, LEAST_NOISE, Noise, Problem, State
 from dust3r_ros.alignment.observations import IntArray
+from dust3r_ros.alignment.sparse import damping_diagonal, factorise, with_diagonal
 from dust3r_ros.config import AlignmentConfig
 from dust3r_ros.data import FloatArray
 
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 
 SMALL_SYSTEM, FILLED = 400, 0.2
 LEAST_ASPECT = 0.25  # lateral over radial noise; classical pairs have none across, which would trust one pair blindly
-SYMMETRIC = {"SymmetricMode": True}
 LARGEST_STEP = 0.5
 GAUGE_EDGES = 50
 TOLERANCE = 1.02  # the weights use the model's distances, so that the steps solve equations and only nearly descend
@@ -54,6 +53,16 @@ class Solution:
     steps: int
 
 
+@dataclass(frozen=True, eq=False)
+class _Descent:
+    """Where the steps at one noise level lead: the state, its errors, their number, and the largest change in all."""
+
+    state: State
+    errors: list[ViewErrors]
+    steps: int
+    moved: float
+
+
 def solve(problem: Problem, state: State, config: AlignmentConfig, *, warm: bool = False) -> Solution:
     """Fit ``state`` to all predictions. ``warm`` skips the rounds that only a far start needs."""
     steps, rounds = 0, config.outer_iterations
@@ -61,10 +70,11 @@ def solve(problem: Problem, state: State, config: AlignmentConfig, *, warm: bool
     noise = estimate_noise(problem, errors)
     for turn in range(rounds):
         widening = 1.0 if warm or turn >= min(len(WIDENING), rounds - 1) else WIDENING[turn]
-        state, errors, used, moved = _descend(problem, state, errors, noise.widened(widening), config.max_steps)
-        steps += used
+        descent = _descend(problem, state, errors, noise.widened(widening), config.max_steps)
+        state, errors = descent.state, descent.errors
+        steps += descent.steps
         previous, noise = noise, estimate_noise(problem, errors)
-        settled = abs(np.log(noise.radial / previous.radial)) < 0.02 and moved < _least_step(noise)
+        settled = abs(np.log(noise.radial / previous.radial)) < 0.02 and descent.moved < _least_step(noise)
         if settled and widening == 1.0:
             break
     return Solution(state, noise, steps)
@@ -102,8 +112,8 @@ def _least_step(noise: Noise) -> float:
 
 
 def _descend(problem: Problem, state: State, errors: list[ViewErrors], noise: Noise,
-             max_steps: int) -> tuple[State, list[ViewErrors], int, float]:  # fmt: skip
-    """Damped Gauss-Newton at one noise level: the state, its errors, the steps used, and the largest change in all."""
+             max_steps: int) -> _Descent:  # fmt: skip
+    """Damped Gauss-Newton at one noise level."""
     columns = number_columns(problem, state)
     damping, moved = 1e-6, 0.0
     systems = linearise(problem, state, noise)
@@ -119,17 +129,17 @@ def _descend(problem: Problem, state: State, errors: list[ViewErrors], noise: No
         if not trial_cost < cost * TOLERANCE + 1e-9:
             damping *= 30
             if damping > 1e4:
-                return state, errors, step + 1, moved
+                return _Descent(state, errors, step + 1, moved)
             continue
         size = float(np.abs(delta).max(initial=0.0))
         gain = cost - trial_cost
         state, errors, cost, damping = trial, trial_errors, trial_cost, max(damping / 10, 1e-9)
         moved += size
         if size < _least_step(noise) or abs(gain) < LEAST_GAIN * cost:
-            return state, errors, step + 1, moved
+            return _Descent(state, errors, step + 1, moved)
         if step + 1 < max_steps:
             systems = linearise(problem, state, noise)
-    return state, errors, max_steps, moved
+    return _Descent(state, errors, max_steps, moved)
 
 
 def _cost(problem: Problem, state: State, errors: Sequence[ViewErrors], noise: Noise) -> float:
@@ -214,7 +224,7 @@ def normal_blocks(problem: Problem, state: State, columns: Columns, systems: Seq
         at = np.arange(columns.focal, columns.size)
         blocks.append((at, np.diag(prior.information)))
         gradient[at] += prior.information * (state.log_focal - prior.mean)
-    if problem.unit_is_free(state.centre):  # keep the edges' mean log scale
+    if not problem.unit_known:  # keep the edges' mean log scale
         at = np.arange(columns.scale, min(columns.focal, columns.scale + GAUGE_EDGES))
         weight = sum(float(np.trace(s.normal)) for s in systems) / max(len(at), 1) ** 2
         blocks.append((at, np.full((len(at), len(at)), weight)))
@@ -228,10 +238,10 @@ def _solve_blocks(blocks: Sequence[Block], gradient: FloatArray, damping: float)
     """
     size = len(gradient)
     normal = sparse_normal(blocks, size)
-    normal = normal + scipy.sparse.diags(_damping_diagonal(normal.diagonal(), damping), format="csc")
+    normal = with_diagonal(normal, damping_diagonal(normal.diagonal(), damping))
     if size > SMALL_SYSTEM and normal.nnz > FILLED * size**2:
         return scipy.linalg.solve(normal.toarray(), gradient, assume_a="pos", check_finite=False)
-    return splu(normal, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options=SYMMETRIC).solve(gradient)
+    return factorise(normal).solve(gradient)
 
 
 def sparse_normal(blocks: Sequence[Block], size: int) -> scipy.sparse.csc_matrix:
@@ -240,12 +250,6 @@ def sparse_normal(blocks: Sequence[Block], size: int) -> scipy.sparse.csc_matrix
     cols = np.concatenate([np.tile(at, len(at)) for at, _ in blocks])
     values = np.concatenate([block.ravel() for _, block in blocks])
     return scipy.sparse.csc_matrix((values, (rows, cols)), shape=(size, size))
-
-
-def _damping_diagonal(diagonal: FloatArray, damping: float) -> FloatArray:
-    """Levenberg-Marquardt; what nothing observes gets a unit that keeps it where it is."""
-    typical = float(np.median(diagonal[diagonal > 0])) if (diagonal > 0).any() else 1.0
-    return damping * diagonal + 1e-9 * typical
 
 
 def apply_step(problem: Problem, state: State, columns: Columns, systems: Sequence[ViewSystem],

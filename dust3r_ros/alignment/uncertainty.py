@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.sparse
-from scipy.sparse.linalg import splu
 
 from dust3r_ros.alignment.linearise import Errors, ViewSystem, robust_weights, seen_components
 from dust3r_ros.alignment.model import CUTOFF, Noise, Problem, State
 from dust3r_ros.alignment.observations import IntArray
 from dust3r_ros.alignment.solve import (
-    SYMMETRIC,
     Columns,
     LocalColumns,
     adjoint,
@@ -22,6 +19,7 @@ from dust3r_ros.alignment.solve import (
     sparse_normal,
     view_columns,
 )
+from dust3r_ros.alignment.sparse import factorise, typical_information, with_diagonal
 from dust3r_ros.data import FloatArray
 
 Shape = tuple[int, int]
@@ -42,10 +40,8 @@ def pose_covariances(problem: Problem, state: State, noise: Noise, shared: float
     local = [view_columns(problem, state, columns, view) for view in range(len(systems))]
     blocks, _ = normal_blocks(problem, state, columns, systems, local)
     normal = sparse_normal(blocks, columns.size)
-    diagonal = normal.diagonal()
-    ridge = RIDGE * float(np.median(diagonal[diagonal > 0])) if (diagonal > 0).any() else 1.0
-    factor = splu((normal + ridge * scipy.sparse.identity(columns.size)).tocsc(), permc_spec="MMD_AT_PLUS_A",
-                  diag_pivot_thresh=0.0, options=SYMMETRIC)  # fmt: skip
+    ridge = RIDGE * typical_information(normal.diagonal())
+    factor = factorise(with_diagonal(normal, np.full(columns.size, ridge)))
     parts = []
     for first in range(0, len(systems), BLOCK):
         views = np.arange(first, min(first + BLOCK, len(systems)))
@@ -67,7 +63,7 @@ def _readout(problem: Problem, state: State, columns: Columns, systems: Sequence
     And the covariances (K, 6, 6) that the unit adds, through the noise of the depths themselves.
     """
     steps = _pose_steps(columns, views)
-    if not problem.unit_is_free(state.centre):
+    if problem.unit_known:
         return steps, np.zeros((len(views), 6, 6))
     back = np.swapaxes(state.rotation[views], -1, -2)
     away = np.einsum("nij,nj->ni", back, state.centre[origin] - state.centre[views])

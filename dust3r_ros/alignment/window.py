@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dust3r_ros.alignment.batch import initial_log_scale
 from dust3r_ros.alignment.initialise import Layout, Placement
 from dust3r_ros.alignment.intrinsics import DEFAULT_FOCAL, FocalTrack, edge_focal
+from dust3r_ros.alignment.levels import initial_log_scale
 from dust3r_ros.alignment.linearise import own_focal_evidence
 from dust3r_ros.alignment.model import CUTOFF, FocalPrior, Lens, Problem, State, make_lens
 from dust3r_ros.alignment.observations import (
@@ -71,6 +71,24 @@ class Window:
         self.links: list[Link] = []
         self.focals: dict[str, FocalTrack] = {}
 
+    def copy(self) -> Window:
+        """One that can be changed without changing this."""
+        other = Window(self.size, self.keep_focals)
+        other.views = {v: replace(view) for v, view in self.views.items()}
+        other.active = list(self.active)
+        other.links = [replace(link) for link in self.links]
+        other.focals = {name: track.copy() for name, track in self.focals.items()}
+        return other
+
+    def elsewhere(self, held: Mapping[int, Anchor]) -> Window:
+        """One that begins at keyframes that left this long ago, and knows the cameras' focals."""
+        other = Window(self.size, self.keep_focals)
+        if self.keep_focals:
+            other.focals = {name: track.copy() for name, track in self.focals.items()}
+        for v, anchor in held.items():
+            other.hold(v, anchor)
+        return other
+
     def note_focals(self, camera: str, links: Sequence[Link]) -> None:
         """Focals of the new own-frame maps; the first ones of a camera are its first estimate."""
         self.focals.setdefault(camera, FocalTrack(float(np.log(DEFAULT_FOCAL))))
@@ -110,7 +128,7 @@ class Window:
         tracks = self.focals.values()
         prior = FocalPrior(np.array([t.mean for t in tracks]), np.array([t.information for t in tracks]))
         lenses = [self._lens(self.views[v], groups) for v in views]
-        problem = Problem(sightings, lenses, len(sampled), fixed_pose, held, prior)
+        problem = Problem(sightings, lenses, len(sampled), fixed_pose, held, bool(held.any()), prior)
         placed = [self.views[v].placement for v in views]
         state = State(
             np.array([p.rotation for p in placed]),
@@ -185,19 +203,10 @@ class Window:
 
     def move(self, change: Similarity) -> None:
         """Everything in reach follows a change of the world."""
-        shift = float(np.log(change.scale))
         for view in self.views.values():
-            p = view.placement
-            rotation, centre = change.rotation @ p.rotation, change.apply(p.centre)
-            view.placement = Placement(rotation, centre, p.log_depth + shift, p.known, p.support)
+            view.placement = view.placement.moved(change)
         for link in self.links:
-            link.log_scale -= shift
-
-    def forget(self, index: int) -> None:
-        """Take out a keyframe that could not be aligned, and its predictions."""
-        self.views.pop(index, None)
-        self.active = [v for v in self.active if v != index]
-        self.links = [link for link in self.links if index not in (link.sampled.i, link.sampled.j)]
+            link.log_scale -= float(np.log(change.scale))
 
     def intrinsics(self, view: WindowView) -> Intrinsics:
         """The view's given intrinsics, or those by its camera's focal: the present one, or the one it left with."""

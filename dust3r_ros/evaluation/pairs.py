@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from dust3r_ros.alignment import intrinsics_of_image
 from dust3r_ros.data import ByteImage, FloatArray, Intrinsics, PairPrediction, PairState, PreparedImage
 from dust3r_ros.evaluation.metrics import depth_errors, relative_errors_deg
 from dust3r_ros.evaluation.run import at_network_pixels
-from dust3r_ros.geometry import estimate_focal, make_pose, pixel_rays, procrustes, rotation_angle_deg
+from dust3r_ros.geometry import make_pose, pixel_rays, procrustes, rotation_angle_deg
 from dust3r_ros.images import prepare
 from dust3r_ros.predictor import ImageSize, PairPredictor, PredictorInfo
 
@@ -142,12 +143,13 @@ def pair_errors(
         if baseline < _LEAST_BASELINE * np.median(depth[depth > 0]):
             direction = np.array([np.nan])
     focal = image.transform.to_network(first.intrinsics).focal_px
+    estimated = intrinsics_of_image(forward, own_map_only=True).intrinsics.focal_px
     return PairErrors(
         rotation_deg=float(rotation[0]),
         direction_deg=float(direction[0]),
         absrel=absrel,
         covered=float(known.mean()),
-        focal_percent=100 * (estimate_focal(forward.points_i, forward.conf_i) / focal - 1),
+        focal_percent=100 * (estimated / focal - 1),
     )
 
 

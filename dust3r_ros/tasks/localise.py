@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dust3r_ros.batch import intrinsics_of
+from dust3r_ros.alignment import intrinsics_of_image
 from dust3r_ros.data import ByteImage, FloatArray, Intrinsics, PairPrediction, PreparedImage
 from dust3r_ros.errors import AlignmentError, RecordingError
 from dust3r_ros.evaluation.packs import Pack, PackFrame, load_pack
@@ -193,7 +193,7 @@ def _estimated(back: Sequence[PairPrediction]) -> Intrinsics:
     found = []
     for prediction in back:
         try:
-            found.append(intrinsics_of(prediction.points_i, prediction.conf_i))
+            found.append(intrinsics_of_image(prediction, own_map_only=True).intrinsics)
         except AlignmentError:  # a pair without overlap tells nothing
             continue
     if not found:

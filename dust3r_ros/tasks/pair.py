@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dust3r_ros.batch import intrinsics_of
+from dust3r_ros.alignment import intrinsics_of_image
 from dust3r_ros.data import ByteImage, PreparedImage
 from dust3r_ros.errors import AlignmentError
 from dust3r_ros.geometry import rotation_angle_deg
@@ -61,8 +61,8 @@ def relate(first: ByteImage, second: ByteImage, predictor: PairPredictor[Any]) -
     i, j = (predictor.encode(image, camera) for image, camera in zip(images, cameras))
     forward, back = predictor.predict([(i, j), (j, i)])
     try:
-        k_i = intrinsics_of(forward.points_i, forward.conf_i)
-        k_j = intrinsics_of(back.points_i, back.conf_i)
+        k_i = intrinsics_of_image(forward, own_map_only=True).intrinsics
+        k_j = intrinsics_of_image(back, own_map_only=True).intrinsics
     except AlignmentError:
         return PairResult((images[0], images[1]), match_pixels(forward), None, None, None)
     focals = [image.transform.to_original(k).focal_px for image, k in zip(images, (k_i, k_j))]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dust3r_ros.batch import intrinsics_of
+from dust3r_ros.alignment import intrinsics_of_image
 from dust3r_ros.data import BoolArray, ByteImage, FloatArray, Intrinsics, PairState, PreparedImage
 from dust3r_ros.errors import AlignmentError
 from dust3r_ros.geometry import backproject
@@ -42,7 +42,7 @@ def look(image: ByteImage, predictor: PairPredictor[Any], intrinsics: Intrinsics
         raise AlignmentError(
             f"{predictor.info.name} sees no depth in a single image: take a network (--checkpoint), or two images"
         )
-    k = known if known is not None else intrinsics_of(prediction.points_i, confidence)
+    k = known if known is not None else intrinsics_of_image(prediction).intrinsics
     depth = np.where(confidence > 0, prediction.points_i[..., 2], 0).astype(np.float32)
     return SingleView(prepared, depth, confidence, normals_of(backproject(depth, k), depth > 0), k)
 

@@ -53,6 +53,13 @@ def test_views_are_counted_from_the_edges_when_the_file_does_not_say(tmp_path, g
         ("conf_j", None, "conf_j missing"),
         ("poses", np.zeros((3, 3, 4)), r"poses must be \(3, 4, 4\), got \(3, 3, 4\)"),
         ("cameras", np.zeros((2,), int), r"cameras must be \(3,\), got \(2,\)"),
+        ("cameras", np.array(1), r"cameras must be integers in 1 dimensions, got int64 \(\)"),
+        ("cameras", np.full(3, "left"), "cameras must be integers in 1 dimensions, got <U4"),
+        ("cameras", np.zeros(3), "cameras must be integers in 1 dimensions, got float64"),
+        ("poses", np.zeros(()), "poses must be numbers in 3 dimensions"),
+        ("poses", np.full((3, 4, 4), "x"), "poses must be numbers in 3 dimensions"),
+        ("views", np.array([3, 3]), r"views must be integers in 0 dimensions, got int64 \(2,\)"),
+        ("views", np.array("three"), "views must be integers in 0 dimensions, got <U5"),
         ("conf_j", np.full((6, 24, 32), None), "not a readable"),
     ],
 )

@@ -74,6 +74,36 @@ def test_known_poses_of_one_place_leave_the_unit_to_the_depth():
     assert compare(truth, scene.views).worst < EXACT
 
 
+def test_centres_that_differ_by_rounding_alone_do_not_set_the_unit():
+    truth = make_truth(3)
+    truth.poses[1, :3, 3] = truth.poses[0, :3, 3]
+    given = truth.poses[:2].copy()
+    given[1, :3, 3] += (1e-8, -1e-8, 0)
+    scene = align(predict_all(truth, window_pairs(3, 2), noise=0.01), 3, poses=[*given, None])
+    for v in (0, 1):
+        np.testing.assert_array_equal(scene.views[v].camera_to_world, given[v])
+    assert np.median(scene.views[0].depth) == pytest.approx(1, abs=0.02)
+    assert compare(truth, scene.views).rotation < 0.5
+
+
+def test_a_short_known_baseline_sets_the_unit_of_depths_far_away():
+    truth = make_truth(3, spacing=0.01)  # half a percent of the depth
+    scene = align(predict_all(truth, window_pairs(3, 2)), 3, poses=[truth.poses[0], None, truth.poses[2]])
+    for view, depth in zip(scene.views, truth.depths):
+        np.testing.assert_allclose(view.depth, depth, rtol=1e-3)
+
+
+@pytest.mark.parametrize("unit", [1e-8, 1e7])
+def test_known_poses_may_be_in_any_unit(unit):
+    truth = make_truth(4)
+    poses = somewhere(truth.poses, unit)
+    scene = align(predict_all(truth, window_pairs(4, 2)), 4, poses=[poses[0], None, None, poses[3]])
+    for view, pose, depth in zip(scene.views, poses, truth.depths):
+        np.testing.assert_allclose(view.depth / unit, depth, rtol=2e-3)
+        assert (view.confidence > 0).all()
+        np.testing.assert_allclose(view.camera_to_world[:3, 3], pose[:3, 3], atol=1e-4 * unit)
+
+
 def test_a_known_principal_point_leaves_the_focal_to_be_found():
     truth = make_truth(3)
     lens = Intrinsics(30.0, 30.0, 12.0, 14.5, 32, 24)

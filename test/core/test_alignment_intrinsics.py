@@ -70,6 +70,24 @@ def test_missing_and_infinite_pixels_are_left_out():
     assert intrinsics_of_image(p).intrinsics.fx == pytest.approx(70, rel=1e-9)
 
 
+def test_the_own_map_of_a_pair_is_enough():
+    truth = make_truth(2, size=[SIZE, SIZE[::-1]], focal=70.0)
+    found = intrinsics_of_image(predict(truth, 0, 1).prediction, own_map_only=True)
+    assert found.intrinsics.fx == pytest.approx(70, rel=1e-9)
+    assert found.focal_spread_px < 1e-7
+
+
+def test_twice_the_confidence_counts_twice():
+    p = prediction()
+    wrong = np.random.default_rng(1).random(SIZE) < 0.6
+    for points, confidence in ((p.points_i, p.conf_i), (p.points_j, p.conf_j)):
+        points[wrong, :2] *= 1.5
+        confidence[:] = np.where(wrong, 1.0, 2.0)
+    for own_map_only in (True, False):
+        found = intrinsics_of_image(p, own_map_only=own_map_only)
+        assert found.intrinsics.fx == pytest.approx(70, rel=1e-9)
+
+
 def test_what_has_no_focal_is_refused():
     truth = make_truth(1, size=SIZE)
     with pytest.raises(AlignmentError, match="needs a prediction with depth, got 'rotation only'"):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.sparse
 from alignment_scenes import make_truth, predict, predict_all, window_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from dust3r_ros.alignment.linearise import linearise_view, own_errors, seen_erro
 from dust3r_ros.alignment.model import Noise, Problem, State, make_lens
 from dust3r_ros.alignment.observations import collect_sightings, grid_pixels, pixel_positions, sample_edge
 from dust3r_ros.alignment.solve import apply_step, number_columns, view_columns
+from dust3r_ros.alignment.sparse import damping_diagonal, factorise, with_diagonal
 from dust3r_ros.data import Intrinsics, PairState
 from dust3r_ros.geometry import backproject, invert_pose, pixel_rays, transform_points
 
@@ -36,7 +38,7 @@ def small_problem(known=False, seed=5, turned=(), far=1.0):
     lens = make_lens(pixel_positions((12, 16), pixels), (12, 16), truth.intrinsics[0] if known else None, 0)
     problem = Problem(
         [collect_sightings(edges, v, len(pixels), {v: v for v in range(3)}) for v in range(3)],
-        [lens] * 3, len(edges), np.array([True, False, False]), np.zeros(3, dtype=bool),
+        [lens] * 3, len(edges), np.array([True, False, False]), np.zeros(3, dtype=bool), False,
     )  # fmt: skip
     turns = Rotation.from_rotvec(rng.normal(0, 0.05 * far, (3, 3))).as_matrix()
     state = State(
@@ -245,3 +247,11 @@ def test_fused_depth_outvotes_one_map_of_three():
     fused = fuse_depth(maps, [], lens, Noise(0.02, 0.01))
     np.testing.assert_allclose(fused.depth, 1.005 * truth.depths[0], rtol=0.02)
     assert fused.confidence.max() < np.sqrt(4.5)
+
+
+@pytest.mark.parametrize("damping", [0.0, 1.0])
+def test_what_nothing_observes_stays_and_the_rest_is_solved(damping):
+    normal = scipy.sparse.csc_matrix(np.array([[4.0, 1, 0], [1, 9, 0], [0, 0, 0]]))
+    step = factorise(with_diagonal(normal, damping_diagonal(normal.diagonal(), damping))).solve(np.array([1.0, 2, 0]))
+    expected = np.linalg.solve(normal.toarray()[:2, :2] + damping * np.diag([4.0, 9]), [1, 2])
+    np.testing.assert_allclose(step, [*expected, 0], atol=1e-8)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from geometric_scenes import ROOM, WALL, K, pose_of, prepared, relative_pose, shoot
 
+from dust3r_ros.alignment import intrinsics_of_image
 from dust3r_ros.data import Intrinsics, PairState
 from dust3r_ros.geometric import GeometricPredictor
-from dust3r_ros.geometry import estimate_focal, pixel_rays, procrustes, project, rotation_angle_deg
+from dust3r_ros.geometry import pixel_rays, procrustes, project, rotation_angle_deg
 from dust3r_ros.images import prepare
 from dust3r_ros.predictor import PairPredictor
 
@@ -246,7 +247,9 @@ def test_focal_is_found_from_pairs_of_one_camera():
     assert found.focal_px == pytest.approx(K.focal_px, rel=0.03)
     assert found.spread_px < before.spread_px / 3
     assert predictor.focal_px("camera") == found.focal_px
-    assert estimate_focal(predictions[0].points_i, predictions[0].conf_i) == pytest.approx(found.focal_px, rel=1e-3)
+    assert intrinsics_of_image(predictions[0], own_map_only=True).intrinsics.fx == pytest.approx(
+        found.focal_px, rel=1e-3
+    )
 
 
 def test_focal_of_an_unknown_camera_is_refused():

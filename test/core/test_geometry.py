@@ -8,7 +8,6 @@ from dust3r_ros.data import Intrinsics
 from dust3r_ros.geometry import (
     Similarity,
     backproject,
-    estimate_focal,
     invert_pose,
     make_pose,
     pixel_centres,
@@ -163,38 +162,15 @@ def test_procrustes_refuses_too_little(source: np.ndarray, weights: np.ndarray |
         procrustes(source, source, weights)
 
 
-def pointmap(focal: float, rng: np.random.Generator) -> np.ndarray:
-    return backproject(rng.uniform(1, 5, (30, 40)), Intrinsics.from_focal(focal, 40, 30))
-
-
-@given(seeds, st.floats(15, 200))
-def test_the_focal_of_a_pinhole_pointmap_is_exact(seed: int, focal: float) -> None:
-    assert estimate_focal(pointmap(focal, np.random.default_rng(seed))) == pytest.approx(focal, rel=1e-6)
-
-
-def test_the_focal_survives_a_third_of_outliers() -> None:
-    rng = np.random.default_rng(7)
-    points = pointmap(50.0, rng) * (1 + 0.01 * rng.normal(size=(30, 40, 3)))
-    wrong = rng.random((30, 40)) < 0.33
-    points[wrong] *= rng.uniform(0.3, 3, (wrong.sum(), 3))
-    assert estimate_focal(points, iterations=30) == pytest.approx(50.0, rel=0.03)
-
-
-def test_the_focal_ignores_what_is_invalid_or_without_confidence() -> None:
-    points = pointmap(50.0, np.random.default_rng(8))
-    confidence = np.ones((30, 40))
-    points[:5], points[5:8, :, 2], points[8:10] = np.nan, -1.0, 7.0
-    confidence[8:10] = 0
-    assert estimate_focal(points, confidence) == pytest.approx(50.0, rel=1e-6)
-    with pytest.raises(ValueError, match="in front of the camera"):
-        estimate_focal(points, np.zeros((30, 40)))
-
-
-def test_the_focal_of_an_image_cut_off_centre_needs_its_principal_point() -> None:
-    intrinsics = Intrinsics(50, 50, 12.0, 20.0, 40, 30)
-    points = backproject(np.random.default_rng(9).uniform(1, 5, (30, 40)), intrinsics)
-    assert estimate_focal(points, principal_point=(12.0, 20.0)) == pytest.approx(50.0, rel=1e-6)
-    assert estimate_focal(points) != pytest.approx(50.0, rel=0.01)
+@given(seeds)
+def test_the_similarity_between_poses_takes_one_to_the_other(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    source, target = (make_pose(Rotation.from_rotvec(rng.normal(size=3)).as_matrix(), rng.normal(size=3)) for _ in "ab")
+    between = Similarity.between_poses(source, target, 2.5)
+    np.testing.assert_allclose(between.apply_to_pose(source), target, atol=1e-12)
+    points = rng.normal(size=(2, 3))
+    stretched = np.linalg.norm(np.subtract(*between.apply(points))) / np.linalg.norm(np.subtract(*points))
+    assert stretched == pytest.approx(2.5)
 
 
 def test_intrinsics_convert_between_pixel_conventions() -> None:

@@ -4,9 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
+from dust3r_ros.alignment import intrinsics_of_image
 from dust3r_ros.data import Intrinsics
 from dust3r_ros.evaluation.packs import load_pack
-from dust3r_ros.geometry import estimate_focal, invert_pose, procrustes, project, rotation_angle_deg, transform_points
+from dust3r_ros.geometry import invert_pose, procrustes, project, rotation_angle_deg, transform_points
 from dust3r_ros.images import prepare
 from dust3r_ros.predictor import ImageSize
 from dust3r_ros.training.sequences import RenderedSequence, walk_through_room, write_pack
@@ -85,7 +86,8 @@ def test_the_true_predictor_gives_the_true_geometry_up_to_a_scale(walk, frames, 
     forward, back = predictor.predict([(encoded[0], encoded[1]), (encoded[1], encoded[0])])
     k = prepare(frames[2].image, size).transform.to_network(walk.intrinsics)
     assert forward.points_i.shape == (k.height, k.width, 3)
-    assert estimate_focal(forward.points_i, forward.conf_i, (k.cx, k.cy)) == pytest.approx(k.fx, rel=1e-4)
+    found = intrinsics_of_image(forward, own_map_only=True, principal_point=(k.cx, k.cy)).intrinsics
+    assert found.fx == pytest.approx(k.fx, rel=1e-4)
     assert (forward.conf_i > 1).all()
     motion = procrustes(back.points_i.reshape(-1, 3), forward.points_j.reshape(-1, 3))
     truth = invert_pose(walk.camera_to_world[2]) @ walk.camera_to_world[8]

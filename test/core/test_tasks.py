@@ -12,7 +12,7 @@ from oracle import FOCAL_PX, HEIGHT, INTRINSICS, WIDTH, OraclePredictor, depth_o
 from scipy.spatial import cKDTree
 from test_evaluate import write_oracle_pack
 
-from dust3r_ros.batch import intrinsics_of
+from dust3r_ros.alignment import intrinsics_of_image
 from dust3r_ros.cli import main
 from dust3r_ros.data import PairPrediction, PairState
 from dust3r_ros.errors import AlignmentError, RecordingError
@@ -129,8 +129,8 @@ def test_a_pose_that_cannot_be_had_is_an_error():
     none = PairPrediction(nothing, nothing[..., 0], nothing, nothing[..., 0], PairState.FAILED)
     with pytest.raises(AlignmentError, match="at least 6 points, got 0"):
         relative_pose_procrustes(none, none)
-    with pytest.raises(AlignmentError, match="no focal puts"):
-        intrinsics_of(none.points_i, none.conf_i)
+    with pytest.raises(AlignmentError, match="no point lies in front of the camera"):
+        intrinsics_of_image(none, own_map_only=True)
 
 
 def test_two_images_are_put_in_relation(oracle):
@@ -196,11 +196,12 @@ def test_an_image_is_placed_in_a_map(map_folder, oracle, known):
 @pytest.mark.parametrize("guess", [1.0, 1.6])
 def test_another_cameras_focal_is_estimated(map_folder, oracle, monkeypatch, guess):
     """An image of another size than the map's; also where the predictor's own idea of the focal is far off."""
-    real = intrinsics_of
-    monkeypatch.setattr(
-        "dust3r_ros.tasks.localise.intrinsics_of",
-        lambda *maps: INTRINSICS.from_focal(guess * real(*maps).focal_px, WIDTH, HEIGHT),
-    )
+
+    def off(prediction, **options):
+        found = intrinsics_of_image(prediction, **options)
+        return replace(found, intrinsics=INTRINSICS.from_focal(guess * found.intrinsics.focal_px, WIDTH, HEIGHT))
+
+    monkeypatch.setattr("dust3r_ros.tasks.localise.intrinsics_of_image", off)
     larger = cv2.resize(image_of(1, path(VIEWS)[1]), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
     found = Localiser(map_folder, oracle).locate(larger)
     assert found.intrinsics_from == "estimated"
