@@ -211,7 +211,7 @@ class Reconstructor:
             self.map.move(index, change)
         return changes
 
-    def add_odometry(self, stamp_ns: int, camera_to_metric: FloatArray) -> None:
+    def add_odometry(self, stamp_ns: int, camera_to_metric: FloatArray, camera: str = "camera") -> None:
         """A metric pose (4, 4) of the camera, in any frame, from any thread; they must come in order of time.
 
         From the ways between keyframes the world's scale follows: ``metric_scale``, and ``metric`` of the updates.
