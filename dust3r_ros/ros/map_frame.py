@@ -77,4 +77,5 @@ class MapFrame:
 
     def path(self, trajectory: list[tuple[int, FloatArray]]) -> list[tuple[int, FloatArray]]:
         """A path of the world, (stamp_ns, camera_to_world (4, 4)), in the map."""
-        return [(stamp_ns, self.from_world.apply_to_pose(pose)) for stamp_ns, pose in trajectory]
+        poses = self.from_world.apply_to_pose(np.array([pose for _, pose in trajectory]).reshape(-1, 4, 4))
+        return [(stamp_ns, pose) for (stamp_ns, _), pose in zip(trajectory, poses)]

@@ -16,10 +16,8 @@ from scipy.spatial.transform import Rotation
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
-from dust3r_ros.alignment.scale import MetricScale
 from dust3r_ros.config import NodeConfig, make_config
 from dust3r_ros.geometry import invert_pose, make_pose
-from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.ros.convert import header_of, pose_message, transform_stamped
 from dust3r_ros.ros.frames import MapFrames
 from dust3r_ros.ros.qos import latched, reliable
@@ -104,37 +102,6 @@ def test_a_frame_that_hangs_from_another_gets_no_second_parent(mode, child):
     assert tree.edge("optical", np.eye(4), known) is None
     assert f"{child} has the parent elsewhere on TF, map -> {child} is not published" in tree.problem
     assert frames(mode, {"another": "elsewhere"}).edge("optical", np.eye(4), known) is not None
-
-
-def test_a_new_size_leaves_the_first_camera_where_it_is_and_is_taken_over_only_when_it_is_surely_better(caplog):
-    caplog.set_level("INFO")
-    tree, at, world = frames("odom"), camera_pose(1.0), camera_pose(-3.0)
-    tree.anchor(at, world)
-    later = world @ make_pose(np.eye(3), np.array([0.0, 0.0, 1.0]))
-
-    def ahead():
-        np.testing.assert_allclose(tree.map.from_world.apply_to_pose(world), at, atol=1e-12)
-        ((_, pose),) = tree.map.path([(0, later)])
-        return np.linalg.norm(pose[:3, 3] - at[:3, 3])
-
-    assert not tree.map.measured(None) and not tree.map.metric and ahead() == pytest.approx(1.0)
-    assert tree.map.measured(MetricScale(2.5, 0.01, 6)) and tree.map.metric and ahead() == pytest.approx(2.5)
-    assert not tree.map.measured(MetricScale(2.52, 0.01, 7)) and ahead() == pytest.approx(2.5)
-    assert not tree.map.measured(MetricScale(2.502, 1e-4, 90)) and ahead() == pytest.approx(2.5)
-    assert tree.map.measured(MetricScale(2.6, 0.01, 9)) and ahead() == pytest.approx(2.6)
-    assert not tree.map.measured(None) and not tree.map.metric and ahead() == pytest.approx(2.6)
-    assert not tree.map.measured(None)
-    said = [(record.levelname, record.getMessage()) for record in caplog.records]
-    assert said == [
-        ("INFO", "the map is in metres by odometry over 6 ways, to 1.0 %: its size changes by +150.0 %"),
-        ("INFO", "the map is in metres by odometry over 9 ways, to 1.0 %: its size changes by +4.0 %"),
-        ("WARNING", "the map's scale is no longer certain: it keeps its size, which may not be metres"),
-    ]
-    points = np.array([later[:3, 3]], np.float32)
-    cloud = tree.map.placed(PointCloud(points, np.zeros((1, 3), np.uint8), np.ones(1, np.float32)))
-    np.testing.assert_allclose(cloud.points[0], tree.map.path([(0, later)])[0][1][:3, 3], rtol=1e-6)
-    tree.anchor(at, np.eye(4))  # a new map
-    assert tree.map.from_world.scale == 1.0
 
 
 # Over DDS.
