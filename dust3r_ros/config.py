@@ -208,10 +208,10 @@ class NodeConfig:
         "camera", "Child of map_frame on TF: each camera's frame, base_frame, or odom_frame (REP-105)",
         choices=("camera", "base", "odom"))  # fmt: skip
     base_frame: str = option("base_link", "Frame of the robot that carries the cameras; used by tf_mode base")
-    odom_frame: str = option("odom", "Frame of the robot's odometry; used by tf_mode odom")
-    use_odometry: bool = option(
-        False, "Take the robot's motion from the topic odom; false takes it from TF; used by tf_mode odom"
+    odom_frame: str = option(
+        "odom", "Frame of the robot's odometry: child of map_frame in tf_mode odom, and source of the metric scale"
     )
+    use_odometry: bool = option(False, "Take the robot's motion from the topic odom; false takes it from TF")
     transform_timeout: float = option(
         0.5, "Longest wait of a keyframe for the transforms at its time, seconds", minimum=0.0, maximum=60.0,
         live=True)  # fmt: skip

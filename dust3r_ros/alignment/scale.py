@@ -42,11 +42,6 @@ class MetricScale:
     uncertainty: float
     samples: int
 
-    @property
-    def good(self) -> bool:
-        """Whether lengths times ``metres_per_unit`` may be called metres."""
-        return self.samples >= LEAST_SAMPLES and self.uncertainty <= MOST_UNCERTAINTY
-
 
 def pool_ratios(ratios: Sequence[float] | FloatArray) -> MetricScale | None:
     """The scale that independent ratios (known length over world length) agree on; None without a usable one.

@@ -166,6 +166,7 @@ def frames_finding(mapper: Mapper, snapshot: Snapshot) -> Finding:
         "tf_mode": config.tf_mode,
         "map frame": config.map_frame,
         "scale": "metric" if metric else "unknown",
+        "map units in a world unit": f"{mapper.frames.map.from_world.scale:.4g}",
     }
     return Finding("frames", level, message, values)
 

@@ -2,7 +2,7 @@
 
 World is the reconstruction's frame, the first keyframe's camera; map is what is published. In mode ``camera`` they are
 the same. In the others the map begins where the base was, or where odometry began, at the first keyframe, so that its
-z points up when theirs does.
+z points up when theirs does. Odometry is metric: the world's scale follows from it in every mode that hears it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class MapFrames:
         self._mode = config.tf_mode
         self.map = MapFrame(config.map_frame, config.publish_tf)
         self._reference = {"base": config.base_frame, "odom": config.odom_frame}.get(config.tf_mode, "")
+        self._odom_frame = config.odom_frame
         self._listener = listener
         self.problem = ""
 
@@ -45,10 +46,22 @@ class MapFrames:
             self.problem = f"transform {self._reference} -> {camera_frame} is missing: {error}"
             return None
 
+    def camera_in_odometry(
+        self, camera_frame: str, stamp_ns: int, camera_in_reference: FloatArray | None
+    ) -> FloatArray | None:
+        """The pose (4, 4) of a camera in odometry, in metres; None where it is not known now: it is not waited for."""
+        if self._mode == "odom":
+            return camera_in_reference
+        if self._listener is None:
+            return None
+        try:
+            return self._listener.lookup(self._odom_frame, camera_frame, stamp_ns, 0.0)
+        except TransformMissingError:
+            return None
+
     def anchor(self, camera_in_reference: FloatArray, camera_to_world: FloatArray) -> None:
         """Begin the map at the first keyframe of a world."""
-        if self._reference:
-            self.map.from_world = camera_in_reference @ invert_pose(camera_to_world)
+        self.map.begin(camera_in_reference if self._reference else camera_to_world, camera_to_world)
 
     def edge(
         self, camera_frame: str, camera_to_world: FloatArray, camera_in_reference: FloatArray | None
@@ -64,4 +77,4 @@ class MapFrames:
             self.problem = f"{child} has the parent {parent} on TF, {self.map.name} -> {child} is not published{advice}"
             return None
         self.problem = ""
-        return TfEdge(child, self.map.from_world @ camera_to_world @ invert_pose(camera_in_reference))
+        return TfEdge(child, self.map.from_world.apply_to_pose(camera_to_world) @ invert_pose(camera_in_reference))

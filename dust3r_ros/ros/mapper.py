@@ -185,6 +185,7 @@ class Mapper:
         update = self._within_memory(frame, self._undistorted(frame))
         self.map_points = len(self._reconstructor.map)
         self.failure = ""
+        self._feed_scale(frame, known)
         if update.view.registered:
             self._newest_ns = frame.stamp_ns
             self._publish(frame, update, known)
@@ -194,12 +195,28 @@ class Mapper:
             self._outputs.revised()
             self.map_points = len(self._reconstructor.map)
 
+    def _feed_scale(self, frame: Frame, camera_in_reference: FloatArray | None) -> None:
+        """Tell the reconstruction where odometry has the camera, for the scale from the next keyframe on.
+
+        Called after a keyframe's own work: odometry of its time has come by then, without a wait.
+        """
+        pose = self.frames.camera_in_odometry(frame.camera_frame, frame.stamp_ns, camera_in_reference)
+        if pose is None:
+            return
+        try:
+            self._reconstructor.add_odometry(frame.stamp_ns, pose, camera=frame.camera)
+        except ValueError as error:  # time went back and the map was kept (on_time_jump)
+            log.debug("odometry is not used for the scale: %s", error)
+
     def _publish(self, frame: Frame, update: Update, camera_in_reference: FloatArray | None) -> None:
         pose = update.view.camera_to_world
         if camera_in_reference is not None and len(self._reconstructor.trajectory()) == 1:
             self.frames.anchor(camera_in_reference, pose)
+        resized = self.frames.map.measured(self._reconstructor.metric_scale)
         edge = self.frames.edge(frame.camera_frame, pose, camera_in_reference)
         self._outputs.keyframe(update, frame.camera_frame, self.config.reconstructor.map, edge)
+        if resized:  # all of the map at once, whatever its period
+            self._outputs.latest(frame.stamp_ns, self._reconstructor, 0.0)
 
     def _undistorted(self, frame: Frame) -> ByteImage:
         return frame.image if frame.lens is None else frame.lens.undistorted(frame.image)

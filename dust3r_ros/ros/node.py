@@ -116,9 +116,10 @@ class Dust3rNode(LifecycleNode):
         config = self.config
         camera_topics(config, self.resolve_topic_name)  # wrong ones are found before the model is loaded
         with forwarded_logs(self.get_logger()):  # the licence of the weights is said while they are loaded
-            listens = config.publish_tf or config.tf_mode != "camera"
-            odometry = config.use_odometry and config.tf_mode == "odom"
-            self._listener = TransformListener(self, config.map_frame, odometry=odometry) if listens else None
+            listens = config.publish_tf or config.use_odometry or config.tf_mode != "camera"
+            self._listener = (
+                TransformListener(self, config.map_frame, odometry=config.use_odometry) if listens else None
+            )
             frames = MapFrames(config, self._listener)
             try:
                 self._statistics.reset()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from geometry_msgs.msg import PoseStamped
@@ -35,6 +35,7 @@ from dust3r_ros.ros.convert import (
 )
 from dust3r_ros.ros.map_frame import MapFrame, TfEdge
 from dust3r_ros.ros.qos import latched, reliable
+from dust3r_ros.updates import changed_view
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Publishers:
     def keyframe(self, update: Update, camera_frame: str, config: MapConfig, edge: TfEdge | None) -> None:
         """What a new, registered keyframe gives at once. Path and map follow when they are due."""
         stamp, world, pixels = update.keyframe.stamp_ns, self._world.name, update.keyframe.image.pixels
-        view = replace(update.view, camera_to_world=self._world.from_world @ update.view.camera_to_world)
+        view = changed_view(update.view, self._world.from_world)
         if self._broadcaster is not None and self._world.publish_tf and edge is not None:
             self._broadcaster.sendTransform(transform_stamped(stamp, world, edge.child, edge.pose))
         self.publish("pose", lambda: pose_stamped(stamp, world, view.camera_to_world))
@@ -125,8 +126,8 @@ class Publishers:
         """Path and map, each when it changed, is read by somebody, and was not published just now."""
         if self._trajectory.due(0.0, self.wanted("path")):
             self._trajectory.published()
-            trajectory = [(stamp, self._world.from_world @ pose) for stamp, pose in reconstructor.trajectory()]
-            self._publishers["path"].publish(self._path.build(stamp_ns, trajectory))
+            path = self._world.path(reconstructor.trajectory())
+            self._publishers["path"].publish(self._path.build(stamp_ns, path))
         if self._map.due(map_period_s, self.wanted("map")):
             self._map.published()
             cloud = self._world.placed(reconstructor.map.cloud())

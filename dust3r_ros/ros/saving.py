@@ -32,7 +32,7 @@ def save_map(reconstructor: Reconstructor, frame: MapFrame, intrinsics: Intrinsi
     Raises RosError for an empty map and ExportError when the system refuses.
     """
     cloud = frame.placed(reconstructor.map.cloud())
-    trajectory = [(stamp, frame.from_world @ pose) for stamp, pose in reconstructor.trajectory()]
+    trajectory = frame.path(reconstructor.trajectory())
     if not len(cloud):
         raise RosError("the map is empty: there is nothing to save")
     files = [folder / "cloud.ply", folder / "trajectory.tum"]
@@ -40,5 +40,6 @@ def save_map(reconstructor: Reconstructor, frame: MapFrame, intrinsics: Intrinsi
     write_tum(trajectory, files[1])
     if intrinsics is not None:
         files.append(folder / "cameras.json")
-        write_cameras_json([CameraRecord(stamp_text(stamp), intrinsics, pose) for stamp, pose in trajectory], files[2])
+        cameras = [CameraRecord(stamp_text(stamp), intrinsics, pose) for stamp, pose in trajectory]
+        write_cameras_json(cameras, files[2], metric=frame.metric)
     return files

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
+
 import numpy as np
 import pytest
 from camera import START_NS, STEP_NS, STEP_X, stamp_of
 from diagnostic_msgs.msg import DiagnosticStatus
+from layers import BOARDS
 from nav_msgs.msg import Odometry
 from rig import SMALL, running
 from scipy.spatial.transform import Rotation
@@ -18,6 +22,7 @@ from dust3r_ros.ros.convert import header_of, pose_message, transform_stamped
 from dust3r_ros.ros.frames import MapFrames
 from dust3r_ros.ros.qos import latched, reliable
 from dust3r_ros.ros.tf_buffer import TransformMissingError
+from dust3r_ros.srv import SaveMap
 
 # The camera looks along the base's x axis, 0.2 in front of it and 0.5 above (REP-103).
 OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
@@ -67,9 +72,9 @@ def test_the_map_begins_where_the_reference_was_and_the_chain_ends_at_the_camera
     np.testing.assert_allclose(start.pose, np.eye(4), atol=1e-12)
     later = tree.camera_in_reference("optical", 3_000_000_000, 0.0)
     edge = tree.edge("optical", camera_pose(2.0), later)
-    np.testing.assert_allclose(edge.pose @ later, tree.map.from_world @ camera_pose(2.0), atol=1e-12)
+    np.testing.assert_allclose(edge.pose @ later, tree.map.from_world.apply_to_pose(camera_pose(2.0)), atol=1e-12)
     # z of the map is the robot's up: the image's down (y) points to -z.
-    np.testing.assert_allclose(tree.map.from_world[:3, :3] @ [0.0, 1.0, 0.0], [0.0, 0.0, -1.0], atol=1e-12)
+    np.testing.assert_allclose(tree.map.from_world.rotation @ [0.0, 1.0, 0.0], [0.0, 0.0, -1.0], atol=1e-12)
 
 
 def test_a_missing_transform_is_a_problem_and_never_the_identity():
@@ -77,6 +82,17 @@ def test_a_missing_transform_is_a_problem_and_never_the_identity():
     assert tree.camera_in_reference("optical", -1, 0.0) is None
     assert tree.problem == "transform base_link -> optical is missing: too old"
     assert tree.edge("optical", np.eye(4), None) is None
+
+
+@pytest.mark.parametrize("mode", ["camera", "base", "odom"])
+def test_the_scale_comes_from_odometry_in_every_mode_and_is_not_waited_for(mode):
+    tree = frames(mode)
+    known = tree.camera_in_reference("optical", 2_000_000_000, 0.0)
+    moved = tree.camera_in_odometry("optical", 2_000_000_000, known)
+    np.testing.assert_allclose(moved[:3, 3], [0.2, 2.0, 0.5])
+    assert tree.camera_in_odometry("optical", -1, None) is None
+    assert tree.problem == ""
+    assert MapFrames(NodeConfig(), None).camera_in_odometry("optical", 0, np.eye(4)) is None
 
 
 @pytest.mark.parametrize(("mode", "child"), [("camera", "optical"), ("base", "base_link"), ("odom", "odom")])
@@ -111,6 +127,55 @@ class Transforms:
 def base_pose(place: int) -> np.ndarray:
     """The base moves to its right as the camera does, and drifts upwards."""
     return make_pose(np.eye(3), np.array([0.0, -STEP_X * place, 0.01 * place]))
+
+
+METRES = 3.0  # odometry says that the rig's world is so many times as large as `layers` has it
+
+
+@pytest.mark.parametrize(("mode", "source"), [("odom", "TF"), ("base", "odometry")])
+def test_odometry_makes_path_cloud_depth_and_tf_metric_and_status_and_diagnostics_say_so(start, mode, source):
+    odometry = "true" if source == "odometry" else "false"
+    rig = start(*SMALL, f"tf_mode:={mode}", f"use_odometry:={odometry}", "intrinsics:=given", "map_period:=60.0",
+                "transform_timeout:=20.0")  # fmt: skip
+    film = partial(rig.film, f"{rig.namespace}/image")
+    with running(rig):
+        transforms = Transforms(rig)
+        transforms.mount()
+        publisher = rig.recorder.create_publisher(Odometry, f"{rig.namespace}/odom", reliable(10))
+        rig.wait(lambda: source == "TF" or publisher.get_subscription_count())
+        for place in range(9):
+            moved = make_pose(np.eye(3), np.array([0.0, -METRES * STEP_X * place, 0.0]))
+            if source == "TF":
+                transforms.moving.publish(
+                    TFMessage(transforms=[transform_stamped(stamp_of(place), "odom", "base_link", moved)])
+                )
+            else:
+                sent = Odometry(header=header_of(stamp_of(place), "odom"), child_frame_id="base_link")
+                sent.pose.pose = pose_message(moved)
+                publisher.publish(sent)
+        film(["rgb8"] * 3, "--info", f"{rig.namespace}/camera_info")
+        rig.wait(lambda: "no metric scale" in rig.diagnostics["frames"].message)
+        assert not rig.recorded.status.metric
+        film(["rgb8"] * 6, "--info", f"{rig.namespace}/camera_info", "--from", "3")
+        rig.wait(lambda: len(rig.recorded.path) == 9 and stamp_of(8) in rig.recorded.transforms)
+        rig.wait(lambda: rig.diagnostics["frames"].level == DiagnosticStatus.OK)
+        assert rig.recorded.status.metric
+        centres = np.array([pose[:3, 3] for _, pose in rig.recorded.path])
+        np.testing.assert_allclose(rig.recorded.path[0][1], BASE_TO_CAMERA, atol=1e-9)
+        np.testing.assert_allclose(np.diff(centres, axis=0)[:, 1], -METRES * STEP_X, rtol=0.1)
+        assert np.linalg.norm(centres[-1] - centres[0]) == pytest.approx(METRES * STEP_X * 8, rel=0.03)
+        # The map came with the new size, though its period is a minute.
+        assert rig.recorded.cloud_stamp_ns >= stamp_of(7)
+        wall = np.percentile(rig.recorded.cloud.points[:, 0] - 0.2, 75)
+        assert wall == pytest.approx(METRES * BOARDS[0][0], rel=0.1)
+        assert np.nanpercentile(rig.recorded.depths[stamp_of(8)], 75) == pytest.approx(METRES * BOARDS[0][0], rel=0.1)
+        newest = rig.recorded.transforms[stamp_of(8)]
+        way = 0.0 if mode == "odom" else METRES * STEP_X * 8  # odometry does not drift here: map and odom coincide
+        np.testing.assert_allclose(newest[:3, 3], [0.0, -way, 0.0], atol=0.08)
+        assert "the map is in metres by odometry" in rig.log()
+        saved = rig.call(SaveMap, "save_map", SaveMap.Request(path="metric"))
+        assert saved.success
+        assert json.loads((rig.folder / "metric" / "cameras.json").read_text())["scale"] == "metric (m)"
 
 
 def children(rig) -> set[str]:

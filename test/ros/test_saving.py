@@ -1,5 +1,6 @@
 """Maps are written inside one folder only."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from dust3r_ros.data import Intrinsics
 from dust3r_ros.errors import RosError
-from dust3r_ros.geometry import make_pose
+from dust3r_ros.geometry import Similarity
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.export import read_cloud
 from dust3r_ros.ros.map_frame import MapFrame
@@ -47,6 +48,10 @@ def test_a_map_is_written_with_path_and_cameras(tmp_path):
     assert [file.name for file in files] == ["cloud.ply", "trajectory.tum", "cameras.json"]
     assert all(file.is_file() for file in files)
     assert len(read_cloud(files[0])) == 3
+    assert json.loads(files[2].read_text())["scale"] == "arbitrary"
+    metres = MapFrame("map", publish_tf=True, metric=True)
+    files = save_map(reconstructor(3), metres, K, tmp_path / "metres")
+    assert json.loads(files[2].read_text())["scale"] == "metric (m)"
 
 
 def test_without_intrinsics_there_are_no_cameras(tmp_path):
@@ -59,8 +64,8 @@ def test_an_empty_map_is_refused(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_map_that_began_elsewhere_is_written_there(tmp_path):
-    moved = MapFrame("map", publish_tf=True, from_world=make_pose(np.eye(3), np.array([1.0, 2.0, 3.0])))
+def test_a_map_that_began_elsewhere_and_is_larger_is_written_so(tmp_path):
+    moved = MapFrame("map", publish_tf=True, from_world=Similarity(2.0, np.eye(3), np.array([1.0, 2.0, 3.0])))
     files = save_map(reconstructor(3), moved, None, tmp_path)
-    np.testing.assert_allclose(read_cloud(files[0]).points[0], [2.0, 3.0, 4.0])
+    np.testing.assert_allclose(read_cloud(files[0]).points[0], [3.0, 4.0, 5.0])
     assert [float(value) for value in files[1].read_text().splitlines()[-1].split()[1:4]] == [1.0, 2.0, 3.0]
