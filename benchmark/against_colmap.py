@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from dust3r_ros.cli.options import parse_value
-from dust3r_ros.config import ReconstructorConfig, make_config
+from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.data import FloatArray
 from dust3r_ros.errors import Dust3rError, RecordingError
 from dust3r_ros.evaluation.metrics import focal_error_percent, pose_errors
@@ -34,6 +34,7 @@ from dust3r_ros.evaluation.report import markdown_table
 from dust3r_ros.evaluation.run import evaluate
 from dust3r_ros.geometry import invert_pose
 from dust3r_ros.mapping.export import write_json
+from dust3r_ros.options import make_config
 from dust3r_ros.pipeline import load_predictor
 
 HEADER = ("pack", "images", "by", "views", "rot deg", "trans deg", "AUC30", "focal %", "points", "s")

@@ -18,12 +18,13 @@ import sys
 from pathlib import Path
 
 from dust3r_ros.cli.options import parse_value
-from dust3r_ros.config import ReconstructorConfig, make_config
+from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.errors import Dust3rError, RecordingError
 from dust3r_ros.evaluation.packs import Pack, load_pack
 from dust3r_ros.evaluation.report import markdown_table
 from dust3r_ros.evaluation.run import Metrics, Mode, evaluate, write_evaluation
 from dust3r_ros.mapping.export import write_json
+from dust3r_ros.options import make_config
 from dust3r_ros.pipeline import load_predictor
 
 HEADER = (

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import torch
 
-from dust3r_ros.config import TrainingConfig, make_config
+from dust3r_ros.config import TrainingConfig
 from dust3r_ros.network import Dust3rNetwork, count_parameters
 from dust3r_ros.network.weights import resolve_device
+from dust3r_ros.options import make_config
 from dust3r_ros.training.architectures import ARCHITECTURES, initialised
 from dust3r_ros.training.begin import batch_of, uses_bfloat16
 from dust3r_ros.training.pairs import ChunkRequest, RenderedPairs, RenderSettings

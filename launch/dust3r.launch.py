@@ -13,7 +13,8 @@ from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode, Node
 
-from dust3r_ros.config import NodeConfig, options_of
+from dust3r_ros.config import NodeConfig
+from dust3r_ros.options import options_of
 
 SHARE = Path(get_package_share_directory("dust3r_ros"))
 PROGRAM = str(SHARE.parents[1] / "lib" / "dust3r_ros" / "dust3r-ros")

@@ -9,7 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from dust3r_ros.config import NodeConfig, Option, Value, options_of
+from dust3r_ros.config import NodeConfig
+from dust3r_ros.options import Option, Value, options_of
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- parameters: written by tools/interface_docs.py -->"

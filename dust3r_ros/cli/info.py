@@ -11,7 +11,8 @@ from typing import Any
 
 from dust3r_ros import __version__
 from dust3r_ros.cli.options import add_pipeline_options, config_of
-from dust3r_ros.config import NodeConfig, options_of
+from dust3r_ros.config import NodeConfig
+from dust3r_ros.options import options_of
 
 _PACKAGES = (
     "numpy",

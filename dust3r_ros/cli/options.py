@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dust3r_ros.config import CleanConfig, NodeConfig, Option, ReconstructorConfig, Value, make_config, options_of
+from dust3r_ros.config import CleanConfig, NodeConfig, ReconstructorConfig
 from dust3r_ros.errors import ConfigError, ExportError
+from dust3r_ros.options import Option, Value, make_config, options_of
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dust3r_ros.cli.options import add_pipeline_options, config_of, output_folder
-from dust3r_ros.config import ReconstructorConfig, flatten_config
+from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.errors import RosError
+from dust3r_ros.options import flatten_config
 
 _GENERATED = ("dust3r_ros.msg", "dust3r_ros.srv")  # what colcon builds
 _FORWARDED = {"node": "dust3r_ros.ros.node", "play": "dust3r_ros.ros.play", "record": "dust3r_ros.ros.recorder"}

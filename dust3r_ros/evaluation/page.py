@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dust3r_ros import __version__
-from dust3r_ros.config import ReconstructorConfig, flatten_config
+from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.data import ByteImage, FloatArray, PosedView
 from dust3r_ros.evaluation.exports import Cleaned
 from dust3r_ros.evaluation.figure import upright_axes
@@ -24,6 +24,7 @@ from dust3r_ros.evaluation.run import draw_result
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.export import replacing
 from dust3r_ros.mapping.gltf import frustum_corners, frustum_depth
+from dust3r_ros.options import flatten_config
 
 MAX_POINTS = 80_000  # that can be turned around
 _STRIP_VIEWS = 8

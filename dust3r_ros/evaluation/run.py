@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dust3r_ros import __version__
-from dust3r_ros.config import ReconstructorConfig, flatten_config
+from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.data import FloatArray, PreparedImage
 from dust3r_ros.evaluation import figure
 from dust3r_ros.evaluation.metrics import (
@@ -33,6 +33,7 @@ from dust3r_ros.evaluation.results import (
     write_results,
 )
 from dust3r_ros.mapping.export import write_json
+from dust3r_ros.options import flatten_config
 from dust3r_ros.pairing import SceneGraph
 from dust3r_ros.pipeline import SourceImage, load_predictor
 from dust3r_ros.predictor import PairPredictor

@@ -15,8 +15,9 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from dust3r_ros.config import NodeConfig, Option, flatten_config, make_config, options_of
+from dust3r_ros.config import NodeConfig
 from dust3r_ros.errors import ConfigError
+from dust3r_ros.options import Option, flatten_config, make_config, options_of
 
 _TYPES = {
     bool: ParameterType.PARAMETER_BOOL,

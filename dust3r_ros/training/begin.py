@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from dust3r_ros.config import TrainingConfig, Value, make_config
+from dust3r_ros.config import TrainingConfig
 from dust3r_ros.errors import TrainingError
 from dust3r_ros.network import Dust3rNetwork, NetworkConfig, load_model
+from dust3r_ros.options import Value, make_config
 from dust3r_ros.training.architectures import ARCHITECTURES, initialised
 from dust3r_ros.training.pairs import PairSource, RenderSettings
 from dust3r_ros.training.pool import ChunkMaker, PairStream, PoolSettings, WorkerChunkMaker, rendered_source

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
-from dust3r_ros.config import TrainingConfig, Value, flatten_config
+from dust3r_ros.config import TrainingConfig
 from dust3r_ros.errors import TrainingError
 from dust3r_ros.network import ModelSource, save_model
 from dust3r_ros.network.weights import resolve_device
+from dust3r_ros.options import Value, flatten_config
 from dust3r_ros.training import record
 from dust3r_ros.training.assess import Assessment, assess, held_out_pairs
 from dust3r_ros.training.begin import Source, batch_of, make_network, make_stream, options_with, uses_bfloat16

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from dust3r_ros.config import ReconstructorConfig, make_config
+from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.data import PairPrediction, PairState
 from dust3r_ros.geometry import Similarity, invert_pose
+from dust3r_ros.options import make_config
 from dust3r_ros.predictor import PairPredictor
 from dust3r_ros.training.sequences import RenderedSequence, walk_through_room
 from dust3r_ros.training.truth import TruePredictor

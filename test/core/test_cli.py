@@ -17,8 +17,9 @@ from test_evaluate import write_oracle_pack
 from dust3r_ros.cli import main
 from dust3r_ros.cli.options import parse_value
 from dust3r_ros.cli.ros_commands import _node_arguments, ros_parameters
-from dust3r_ros.config import ReconstructorConfig, make_config
+from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.errors import ConfigError, RosError
+from dust3r_ros.options import make_config
 
 VIEWS = 5
 EVERY = ("--set", "keyframes.every_image=true")

@@ -4,16 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dust3r_ros.config import (
-    KeyframeConfig,
-    NodeConfig,
-    Option,
-    ReconstructorConfig,
-    flatten_config,
-    make_config,
-    options_of,
-)
+from dust3r_ros.config import KeyframeConfig, NodeConfig, ReconstructorConfig
 from dust3r_ros.errors import ConfigError
+from dust3r_ros.options import Option, flatten_config, make_config, options_of
 
 OPTIONS = options_of(NodeConfig)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from oracle import HEIGHT, INTRINSICS, WIDTH, OraclePredictor, depth_of, image_of, path
 
-from dust3r_ros.config import ReconstructorConfig, make_config
+from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.data import ImageTransform, PreparedImage
 from dust3r_ros.errors import AlignmentError
 from dust3r_ros.evaluation.metrics import pose_errors
@@ -19,6 +19,7 @@ from dust3r_ros.evaluation.report import Summary, markdown_table, summary_rows, 
 from dust3r_ros.evaluation.results import IncrementalRun, choose_pairs, run_batch, run_incremental, write_results
 from dust3r_ros.evaluation.run import Mode, at_network_pixels, evaluate, pack_sources, summarise, write_evaluation
 from dust3r_ros.mapping.export import read_cloud
+from dust3r_ros.options import make_config
 from dust3r_ros.pairing import SceneGraph
 from dust3r_ros.pipeline import Reconstructor
 

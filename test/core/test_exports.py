@@ -12,13 +12,14 @@ from oracle import FOCAL_PX, HEIGHT, RADIUS, WIDTH, OraclePredictor, depth_of, i
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from dust3r_ros.config import CleanConfig, MapConfig, ReconstructorConfig, make_config
+from dust3r_ros.config import CleanConfig, MapConfig, ReconstructorConfig
 from dust3r_ros.errors import ConfigError, ExportError
 from dust3r_ros.evaluation.exports import EXPORTS, Cleaned, clean, image_stems, parse_exports, write_exports
 from dust3r_ros.evaluation.metrics import align_centres
 from dust3r_ros.evaluation.packs import load_pack
 from dust3r_ros.evaluation.results import run_batch, write_results
 from dust3r_ros.mapping.tracks import find_tracks
+from dust3r_ros.options import make_config
 from dust3r_ros.pipeline import SourceImage
 
 VIEWS = 5

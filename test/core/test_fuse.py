@@ -5,12 +5,13 @@ import pytest
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from dust3r_ros.config import MapConfig, make_config
+from dust3r_ros.config import MapConfig
 from dust3r_ros.data import Intrinsics, ViewEstimate
 from dust3r_ros.geometry import Similarity, backproject, make_pose, transform_points
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.fuse import FusedMap, usable_pixels, view_cloud, view_points
 from dust3r_ros.mapping.voxels import VoxelGrid, renumbered
+from dust3r_ros.options import make_config
 
 HEIGHT, WIDTH = 48, 64
 ALL = make_config(MapConfig, {"min_confidence": 0.0, "max_depth_step": 0.0})

@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "dust3r_ros"
 LEVELS = [
     {"errors"},
-    {"config", "data"},
+    {"options", "data"},
+    {"config"},
     {"predictor"},
     {"geometry"},
     {"images", "network", "geometric", "pairing", "keyframes", "alignment", "mapping", "store", "updates"},

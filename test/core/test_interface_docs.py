@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dust3r_ros.config import NodeConfig, make_config, options_of
+from dust3r_ros.config import NodeConfig
+from dust3r_ros.options import make_config, options_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = runpy.run_path(str(ROOT / "tools" / "interface_docs.py"))

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from dust3r_ros.batch import reconstruct
-from dust3r_ros.config import ReconstructorConfig, make_config
+from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.data import PairPrediction, PairState, PreparedImage
 from dust3r_ros.errors import AlignmentError
 from dust3r_ros.geometry import procrustes
+from dust3r_ros.options import make_config
 from dust3r_ros.pairing import SceneGraph, make_pairs
 from dust3r_ros.pipeline import Reconstructor, SourceImage
 from dust3r_ros.predictor import ImageSize, PairPredictor, PredictorInfo

@@ -16,9 +16,10 @@ from dust3r_ros.alignment.scale import (
     pool_ratios,
     segment_ratios,
 )
-from dust3r_ros.config import ReconstructorConfig, make_config
+from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.data import Intrinsics, ViewEstimate
 from dust3r_ros.geometry import Similarity, make_pose
+from dust3r_ros.options import make_config
 from dust3r_ros.pipeline import Reconstructor
 from dust3r_ros.predictor import ImageSize
 from dust3r_ros.training.sequences import walk_through_room

@@ -9,9 +9,10 @@ import pytest
 import torch
 from training_pairs import MICRO, failing_source, wall_source
 
-from dust3r_ros.config import TrainingConfig, make_config, options_of
+from dust3r_ros.config import TrainingConfig
 from dust3r_ros.errors import ConfigError, TrainingError
 from dust3r_ros.network import Dust3rNetwork, NetworkConfig, load_model
+from dust3r_ros.options import make_config, options_of
 from dust3r_ros.training import architectures, record
 from dust3r_ros.training.begin import Source, batch_of
 from dust3r_ros.training.loop import CHECKPOINT, STATE, train

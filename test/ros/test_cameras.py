@@ -8,8 +8,9 @@ from layers import FOCAL_PX
 from rig import SMALL, running
 from sensor_msgs.msg import CameraInfo
 
-from dust3r_ros.config import NodeConfig, make_config
+from dust3r_ros.config import NodeConfig
 from dust3r_ros.errors import ConfigError
+from dust3r_ros.options import make_config
 from dust3r_ros.ros.cameras import camera_topics
 from dust3r_ros.ros.lens import lens_of
 from dust3r_ros.ros.qos import image_qos

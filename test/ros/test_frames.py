@@ -16,8 +16,9 @@ from scipy.spatial.transform import Rotation
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
-from dust3r_ros.config import NodeConfig, make_config
+from dust3r_ros.config import NodeConfig
 from dust3r_ros.geometry import invert_pose, make_pose
+from dust3r_ros.options import make_config
 from dust3r_ros.ros.convert import header_of, pose_message, transform_stamped
 from dust3r_ros.ros.frames import MapFrames
 from dust3r_ros.ros.qos import latched, reliable

@@ -9,9 +9,10 @@ import pytest
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from dust3r_ros.config import NodeConfig, make_config
+from dust3r_ros.config import NodeConfig
 from dust3r_ros.data import Intrinsics
 from dust3r_ros.geometry import backproject, invert_pose, make_pose, transform_points
+from dust3r_ros.options import make_config
 from dust3r_ros.pipeline import Reconstructor
 from dust3r_ros.predictor import ImageSize
 from dust3r_ros.ros import mapper as mapper_module

@@ -5,8 +5,9 @@ import rclpy
 from rcl_interfaces.msg import ParameterType
 from rclpy.parameter import Parameter
 
-from dust3r_ros.config import NodeConfig, make_config, options_of
+from dust3r_ros.config import NodeConfig
 from dust3r_ros.errors import ConfigError
+from dust3r_ros.options import make_config, options_of
 from dust3r_ros.ros.params import LiveParameters, declare_config, describe
 
 
