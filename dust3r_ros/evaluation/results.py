@@ -127,7 +127,7 @@ def run_batch(
         views=tuple(views),
         cloud=cloud,
         images=len(sources),
-        tried=len(sources),
+        tried=len(result.images),
         seconds=time.perf_counter() - start,
         info=predictor.info,
         metric=result.scene.metric,

@@ -107,12 +107,15 @@ class Localiser:
         return [self.keyframes[at] for at in order if shared[at] > 0] or [self.keyframes[at] for at in order]
 
     def _shared(self, prepared: PreparedImage) -> Intrinsics | None:
-        """The intrinsics of the keyframes, where all have about the same ones and the original images one size."""
+        """The intrinsics of the keyframes, where all have about the same ones and the images, original and prepared,
+        one size: a map made at another image size has images of another crop.
+        """
         size = (prepared.transform.original_width, prepared.transform.original_height)
         focals = np.array([keyframe.intrinsics.focal_px for keyframe in self.keyframes])
         if self._sizes != {size} or np.ptp(focals) > 0.02 * np.median(focals):
             return None
-        return self.keyframes[0].intrinsics
+        shared = self.keyframes[0].intrinsics
+        return shared if (shared.width, shared.height) == (prepared.width, prepared.height) else None
 
     def _predict(
         self, prepared: PreparedImage, near: Sequence[MapKeyframe], known: Intrinsics | None

@@ -84,6 +84,9 @@ def through_lens(straight: np.ndarray) -> np.ndarray:
     return cv2.remap(straight, source[..., 0], source[..., 1], cv2.INTER_LINEAR)
 
 
+_GREETINGS = 20
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("topic")
@@ -108,6 +111,10 @@ def main() -> int:
         if time.monotonic() > deadline:
             raise TimeoutError(f"nobody subscribed to {arguments.topic}")
         rclpy.spin_once(node, timeout_sec=0.05)
+    if infos is not None and arguments.kinds[0] != "jpeg_truncated":
+        for _ in range(_GREETINGS):  # the node may have matched this publisher later than the images'
+            infos.publish(described(stamp_of(arguments.first), arguments.frame, bent=arguments.bent))
+            rclpy.spin_once(node, timeout_sec=arguments.period)
     shift = 0 if arguments.at is None else arguments.at - arguments.first
     for place, name in enumerate(arguments.kinds, arguments.first):
         if infos is not None and name != "jpeg_truncated":

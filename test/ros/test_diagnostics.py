@@ -77,7 +77,9 @@ def test_rates_stages_queue_drops_model_licence_residual_and_scale_are_there(sta
         model = values(rig, "model")
         assert (model["model"], model["licence"], model["device"]) == ("geometric", "Apache-2.0", "cpu")
         assert float(model["process memory, MB"]) > 50
-        assert values(rig, "frames") == {"tf_mode": "camera", "map frame": "map", "scale": "unknown"}
+        assert values(rig, "frames") == {
+            "tf_mode": "camera", "map frame": "map", "scale": "unknown", "map units in a world unit": "1",
+        }  # fmt: skip
         assert rig.diagnostics["mapping"].level == DiagnosticStatus.OK
 
 
