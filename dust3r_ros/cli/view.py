@@ -18,7 +18,7 @@ from dust3r_ros.cli.progress import progress_bars
 from dust3r_ros.cli.reconstruct import find_images
 from dust3r_ros.cli.replay import frame_source
 from dust3r_ros.cli.ros_commands import ros_module
-from dust3r_ros.errors import ViewerError
+from dust3r_ros.errors import ImageError, ViewerError
 
 if TYPE_CHECKING:
     from dust3r_ros.config import ReconstructorConfig
@@ -87,7 +87,7 @@ def watch(
     viewer: Viewer, sources: Iterable[SourceImage], config: ReconstructorConfig, predictor: PairPredictor[Any],
     progress: Progress,
 ) -> None:  # fmt: skip
-    """Images through the incremental pipeline; the page follows."""
+    """Images through the incremental pipeline; the page follows. Raises ImageError when none can be read."""
     from dust3r_ros.evaluation.results import IncrementalRun
     from dust3r_ros.pipeline import Reconstructor
 
@@ -98,7 +98,10 @@ def watch(
         if growing.add(source) and time.monotonic() - shown_at > _REDRAW_SECONDS:
             viewer.show(viewed(growing.result()))
             shown_at = time.monotonic()
-    viewer.show(viewed(growing.result()))
+    result = growing.result()
+    if result.refused and len(result.refused) == result.images:
+        raise ImageError(f"none of the {result.images} images can be read; the first: {result.refused[0]}")
+    viewer.show(viewed(result))
 
 
 def viewed(result: Reconstruction) -> ViewedScene:
@@ -122,7 +125,6 @@ def load_result(folder: Path) -> ViewedScene:
     """
     import numpy as np
 
-    from dust3r_ros.errors import ImageError
     from dust3r_ros.evaluation.packs import load_pack
     from dust3r_ros.mapping.export import read_cloud
     from dust3r_ros.viewer import ViewedKeyframe, ViewedScene

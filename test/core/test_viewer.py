@@ -230,6 +230,14 @@ def test_images_dropped_into_the_page_are_reconstructed(viewer, open_page):
     page.get_by_text("notes.txt is not an image").wait_for()
 
 
+def test_images_none_of_which_can_be_read_are_an_error(viewer):
+    def broken() -> None:
+        raise ImageError("text.jpg: not an image in a known format")
+
+    with pytest.raises(ImageError, match=r"none of the 2 images can be read; the first: text\.jpg"):
+        watch(viewer, [SourceImage("text.jpg", broken)] * 2, CONFIG, OraclePredictor(POSES), lambda *_: None)
+
+
 def test_the_page_follows_a_reconstruction(viewer, open_page):
     page = open_page()
     watch(viewer, SOURCES, CONFIG, OraclePredictor(POSES), lambda stage, done, whole: None)
