@@ -122,6 +122,7 @@ def test_a_closed_probe_leaves_no_hooks():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's own
 def test_a_compiled_step_is_the_same_step():
     batch = walls(4, move=(4.0 * 14 / 84, 0.0, 0.0))
     plain, compiled = (learner(StepSettings(ramp_steps=1, compiled=c)) for c in (False, True))
