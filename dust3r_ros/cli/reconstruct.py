@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dust3r_ros.evaluation.results import Progress, Reconstruction
     from dust3r_ros.pipeline import SourceImage
 
-_IMAGE_PERIOD_NS = 1_000_000_000  # photographs have no stamps that can be trusted
+IMAGE_PERIOD_NS = 1_000_000_000  # photographs have no stamps that can be trusted
 
 
 def register(commands: Any) -> None:
@@ -177,7 +177,7 @@ def _image_source(path: Path, number: int, arguments: argparse.Namespace, out: P
         with suppress(ImageError):  # said when its turn comes
             known = camera_of(arguments, *load_image(path).shape[:2])
     name = os.path.relpath(path, out)
-    return SourceImage(name, lambda: load_image(path), intrinsics=known, stamp_ns=number * _IMAGE_PERIOD_NS)
+    return SourceImage(name, lambda: load_image(path), intrinsics=known, stamp_ns=number * IMAGE_PERIOD_NS)
 
 
 def _video_sources(path: Path, arguments: argparse.Namespace) -> Iterator[SourceImage]:

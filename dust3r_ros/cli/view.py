@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dust3r_ros.cli.evaluate import GRAPHS
 from dust3r_ros.cli.options import add_pipeline_options, config_of
 from dust3r_ros.cli.progress import progress_bars
-from dust3r_ros.cli.reconstruct import find_images
+from dust3r_ros.cli.reconstruct import IMAGE_PERIOD_NS, find_images
 from dust3r_ros.cli.replay import frame_source
 from dust3r_ros.cli.ros_commands import ros_module
 from dust3r_ros.errors import ImageError, ViewerError
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from dust3r_ros.viewer import RunSettings, Upload, ViewedScene, Viewer
 
 _REDRAW_SECONDS = 1.0  # between two changes of the page while a map grows
-_IMAGE_PERIOD_NS = 1_000_000_000  # photographs have no stamps that can be trusted
 
 
 def register(commands: Any) -> None:
@@ -155,7 +154,7 @@ def _sources(given: Sequence[Path]) -> Iterable[SourceImage]:
     if paths[0].suffix.lower() in VIDEO_SUFFIXES:
         frames = video_frames(paths[0])
         return (SourceImage(f"{paths[0].name}#{f.index}", partial(_held, f.image), stamp_ns=f.stamp_ns) for f in frames)
-    return [SourceImage(p.name, partial(load_image, p), stamp_ns=k * _IMAGE_PERIOD_NS) for k, p in enumerate(paths)]
+    return [SourceImage(p.name, partial(load_image, p), stamp_ns=k * IMAGE_PERIOD_NS) for k, p in enumerate(paths)]
 
 
 def _held(image: ByteImage) -> ByteImage:
@@ -167,9 +166,9 @@ def _is_recording(path: Path) -> bool:
 
 
 def _recorded(path: Path) -> Iterable[SourceImage]:
-    from dust3r_ros.ros.bag import Recording
+    from dust3r_ros.ros.bag import open_recording
 
-    with Recording(path) as recording:
+    with open_recording(path) as recording:
         topic = recording.choose_image_topic("")
         for frame in recording.frames(topic.name):
             yield frame_source(frame)

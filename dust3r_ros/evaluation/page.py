@@ -21,6 +21,7 @@ from dust3r_ros.data import ByteImage, FloatArray, PosedView
 from dust3r_ros.evaluation.exports import Cleaned
 from dust3r_ros.evaluation.figure import upright_axes
 from dust3r_ros.evaluation.run import draw_result
+from dust3r_ros.images import to_jpeg
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.export import replacing
 from dust3r_ros.mapping.gltf import frustum_corners, frustum_depth
@@ -29,6 +30,7 @@ from dust3r_ros.options import flatten_config
 MAX_POINTS = 80_000  # that can be turned around
 _STRIP_VIEWS = 8
 _PICTURE_PX = 640
+_JPEG_QUALITY = 85
 _TEMPLATE = Path(__file__).with_name("page.html")
 _EDGES = [(0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 3), (3, 4), (4, 1)]
 _PATH, _TRUTH, _FRUSTUM = (255, 159, 28), (76, 201, 240), (150, 160, 175)
@@ -201,8 +203,7 @@ def _jpeg(pixels: ByteImage) -> str:
     if scale < 1:
         resized = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         pixels = np.asarray(resized, dtype=np.uint8)
-    _, data = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
-    return _data_uri(data.tobytes(), "jpeg")
+    return _data_uri(to_jpeg(pixels, _JPEG_QUALITY).tobytes(), "jpeg")
 
 
 def _data_uri(data: bytes, kind: str) -> str:

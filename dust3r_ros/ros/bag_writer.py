@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer
@@ -16,6 +15,7 @@ from rosbags.typesys import Stores, get_typestore
 from dust3r_ros.data import PosedFrame
 from dust3r_ros.errors import ExportError
 from dust3r_ros.geometry import quaternion_xyzw
+from dust3r_ros.images import to_jpeg
 
 IMAGE_TOPIC = "/camera/image_raw/compressed"
 INFO_TOPIC = "/camera/camera_info"
@@ -79,9 +79,9 @@ class _Messages:
         return self._types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame_id)
 
     def _image(self, frame: PosedFrame) -> Any:
-        data = cv2.imencode(".jpg", frame.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1]
+        data = to_jpeg(frame.image, _JPEG_QUALITY)
         header = self._header(frame.stamp_ns, self._camera_frame)
-        return self._types["sensor_msgs/msg/CompressedImage"](header=header, format="jpeg", data=data.reshape(-1))
+        return self._types["sensor_msgs/msg/CompressedImage"](header=header, format="jpeg", data=data)
 
     def _info(self, frame: PosedFrame) -> Any:
         k = frame.intrinsics.matrix(centres_at_integers=True)
