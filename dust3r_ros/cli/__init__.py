@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from dust3r_ros import __version__
 from dust3r_ros.cli import (
     align,
+    bench,
     depth,
     evaluate,
     info,
@@ -41,6 +42,7 @@ _COMMANDS: tuple[Callable[[Any], None], ...] = (
     ros_commands.register_record,
     ros_commands.register_demo,
     train.register,
+    bench.register,
     info.register,
 )
 

@@ -61,7 +61,7 @@ def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> D
     _announce_licence(model.source.licence)
     if dtype != "auto":
         return model.set_dtype(DTYPES[dtype])
-    return _choose_dtype(model)
+    return choose_dtype(model)
 
 
 def locate(name: str | Path) -> Path:
@@ -203,7 +203,8 @@ def has_matrix_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return "amx_bf16" in flags.split()
 
 
-def _choose_dtype(model: Dust3rNetwork) -> Dust3rNetwork:
+def choose_dtype(model: Dust3rNetwork) -> Dust3rNetwork:
+    """A float32 network in the precision that ``auto`` means on its device."""
     if model.device.type == "cpu" and has_matrix_units():
         return model.set_dtype(torch.bfloat16)
     if model.device.type != "cuda" or torch.cuda.get_device_capability(model.device) < (7, 0):
