@@ -30,6 +30,10 @@ class Timing:
     cpu: float
     calls: int
 
+    def times(self, factor: float) -> Timing:
+        """As if the call had been made ``factor`` times."""
+        return Timing(self.best * factor, self.median * factor, self.cpu * factor, self.calls)
+
 
 def time_together(calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, Timing]:
     """Each call timed ``rounds`` times after one that is not, in turns, so that a disturbance meets them all."""
