@@ -83,7 +83,7 @@ def camera_of(arguments: argparse.Namespace, height: int, width: int) -> Intrins
 def run(arguments: argparse.Namespace) -> int:
     """Reconstruct, clean and write."""
     from dust3r_ros.evaluation.exports import clean, parse_exports
-    from dust3r_ros.evaluation.report import Summary, summary_rows
+    from dust3r_ros.evaluation.report import Summary
 
     config = config_of(arguments)
     cleaning = clean_config(arguments)
@@ -100,8 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     with progress_bars() as bars:
         result = _reconstruct(paths, arguments, config, out, bars)
         cleaned = clean(result, config.map, cleaning)
-        rows = summary_rows(Summary.of(cleaned.result))
-        finished = Finished(cleaned, rows, config, arguments.images[0].resolve().name)
+        finished = Finished(cleaned, Summary.of(cleaned.result), config, arguments.images[0].resolve().name)
         originals = _sources(paths, arguments, out)
         refused = write_all(finished, out, exports, originals, bars, picture=arguments.picture)
     say(finished, out, refused)

@@ -145,10 +145,11 @@ def _is_result(source: Sequence[Path]) -> bool:
 
 def _sources(given: Sequence[Path]) -> Iterable[SourceImage]:
     """Images of a recording, a video, a folder or files, in order."""
+    from dust3r_ros.fleet.jobs import is_recording
     from dust3r_ros.images import VIDEO_SUFFIXES, load_image, video_frames
     from dust3r_ros.pipeline import SourceImage
 
-    if len(given) == 1 and _is_recording(given[0]):
+    if len(given) == 1 and is_recording(given[0]):
         return _recorded(given[0])
     paths = find_images(given)
     if paths[0].suffix.lower() in VIDEO_SUFFIXES:
@@ -159,10 +160,6 @@ def _sources(given: Sequence[Path]) -> Iterable[SourceImage]:
 
 def _held(image: ByteImage) -> ByteImage:
     return image
-
-
-def _is_recording(path: Path) -> bool:
-    return path.suffix in (".mcap", ".db3", ".bag") or (path / "metadata.yaml").is_file()
 
 
 def _recorded(path: Path) -> Iterable[SourceImage]:

@@ -21,6 +21,7 @@ LEVELS = [
     {"evaluation", "training", "viewer"},
     {"tasks"},
     {"ros"},
+    {"fleet"},
     {"cli"},
     {"__main__"},
 ]

@@ -52,9 +52,11 @@ def pyproject_dependencies() -> list[Requirement]:
 
 
 def _of_extras(project: dict[str, Any]) -> list[str]:
-    """What the package can use beyond its dependencies; the extra for developers is of no concern here."""
+    """What the package can use beyond its dependencies, but for developers' tools and Ray, which is large and only for
+    those who have a cluster: ``make install`` leaves it out.
+    """
     extras = project["optional-dependencies"]
-    return [line for name, lines in extras.items() if name != "dev" for line in lines]
+    return [line for name, lines in extras.items() if name not in ("dev", "fleet") for line in lines]
 
 
 def pins(name: str) -> list[Requirement]:
