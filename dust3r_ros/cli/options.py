@@ -63,7 +63,8 @@ def add_results_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--export", default="", metavar="NAMES",
         help="more files in DIR: all, or names with commas between: glb (cloud, cameras), pcd, kitti (poses), colmap "
-        "(model, images), nerfstudio (transforms.json, images), depth (images with depth), mesh",
+        "(model, images), nerfstudio (transforms.json, images), depth (images with depth), exr (depth), mesh, "
+        "bag (ROS 2)",
     )  # fmt: skip
     group = parser.add_argument_group("clean-up of the result")
     for option in options_of(CleanConfig).values():

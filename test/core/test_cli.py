@@ -97,13 +97,17 @@ def test_reconstruct_takes_a_given_camera_and_draws(images, tmp_path, predictor)
     np.testing.assert_allclose(k, [[FOCAL_PX, 0, WIDTH / 2 - 0.5], [0, FOCAL_PX, HEIGHT / 2 - 0.5], [0, 0, 1]])
 
 
-EXPORTED = ("scene.glb", "cloud.pcd", "trajectory.kitti", "sparse/0/points3D.bin", "transforms.json", "mesh.ply")
+EXPORTED = (
+    "scene.glb", "cloud.pcd", "trajectory.kitti", "sparse/0/points3D.bin", "transforms.json", "mesh.ply",
+    "exr/view8.exr", "bag/metadata.yaml",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", ["batch", "incremental"])
 def test_reconstruct_exports_what_is_asked_for(images, tmp_path, mode, capsys):
     pytest.importorskip("pycolmap")
     pytest.importorskip("trimesh")
+    pytest.importorskip("OpenEXR")
     try:
         import open3d  # noqa: F401
     except ImportError as error:

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # What a module is called by pip and by rosdep, or the package that brings it; "" where rosdep has no name.
 DECLARED_AS = {
+    "OpenEXR": ("openexr", ""),
     "PIL": ("pillow", "python3-pil"),
     "cv2": ("opencv-python-headless", "python3-opencv"),
     "httpx": ("huggingface-hub", "python3-huggingface-hub-pip"),
