@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dust3r_ros.ros.bag import Frame, Recording
 
 _MAX_GAP_NS = 50_000_000  # between an image and its true pose
-_KEPT_VIEWS = 48  # with depth and pixels, for the report; the map has all
+KEPT_VIEWS = 48  # with depth and pixels, for the report; the map has all
 
 
 def register(commands: Any) -> None:
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         out = results_folder(arguments)
         needs_all = bool(exports) or clean_config(arguments) != CleanConfig()
         reconstructor = Reconstructor(config, load_predictor(config))
-        replayed = IncrementalRun(reconstructor, keep=None if needs_all else _KEPT_VIEWS)
+        replayed = IncrementalRun(reconstructor, keep=None if needs_all else KEPT_VIEWS)
         with progress_bars() as bars:
             damage = _feed(replayed, recording, topic.name, topic.count, bars)
             result = replayed.result()

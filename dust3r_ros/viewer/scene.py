@@ -14,6 +14,7 @@ from dust3r_ros.data import BoolArray, ByteImage, FloatArray, Intrinsics
 from dust3r_ros.mapping.cloud import PointCloud
 
 MOST_POINTS = 400_000  # sent to a browser; more are thinned evenly
+FRUSTUM_PX = 160  # long side of the images in the cameras
 _THUMBNAIL_PX = 320  # long side
 _CELL_PX = 12
 
