@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from dust3r_ros.data import BoolArray, FloatArray
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.export import replacing
+from dust3r_ros.mapping.upright import up_of
 
 MAX_POINTS = 250_000  # drawn a view
 _BACKGROUND, _PATH, _TRUTH = "#14161a", "#ff9f1c", "#4cc9f0"
@@ -60,20 +61,11 @@ def draw_reconstruction(what: Reconstruction, path: Path, *, title: str = "", ca
 
 
 def upright_axes(poses: FloatArray, points: FloatArray | None = None) -> FloatArray:
-    """Axes (3, 3), rows right, forward and up, in the world of ``poses`` (N, 4, 4).
+    """Axes (3, 3), rows right, forward and up, in the world of ``poses`` (N, 4, 4) and ``points`` (M, 3).
 
-    A camera is seldom rolled, so up is where the cameras' x axes are not, on the side of their -y axes; near it, up
-    is the direction in which the ``points`` (M, 3) lie most in layers, as floors and tables do. Forward is where the
-    first camera looks, levelled.
+    Forward is where the first camera looks, levelled.
     """
-    x, y = poses[:, :3, 0], poses[:, :3, 1]
-    mean_up = -y.mean(axis=0)
-    spread = x.T @ x / len(x) - 0.002 * np.outer(mean_up, mean_up)  # the second term decides where all look one way
-    up = np.linalg.eigh(spread)[1][:, 0]
-    up = up if up @ mean_up >= 0 else -up
-    if points is not None and len(points) >= 1000:
-        for reach_deg in (24.0, 3.0):
-            up = _most_layered(points[:: max(1, len(points) // 10_000)], up, reach_deg)
+    up = up_of(poses, points)
     forward = _levelled(poses[0, :3, 2], up)
     if np.linalg.norm(forward) < 1e-3:  # looks straight up or down
         forward = _levelled(poses[0, :3, 1], up)
@@ -83,19 +75,6 @@ def upright_axes(poses: FloatArray, points: FloatArray | None = None) -> FloatAr
 
 def _levelled(direction: FloatArray, up: FloatArray) -> FloatArray:
     return direction - (direction @ up) * up
-
-
-def _most_layered(points: FloatArray, up: FloatArray, reach_deg: float) -> FloatArray:
-    """The direction within reach of ``up`` along which the histogram of the points' heights is the most peaked."""
-    first = np.linalg.svd(up[None])[2][1:]
-    lean = np.tan(np.radians(np.linspace(-reach_deg, reach_deg, 13)))
-    tried = up + np.stack(np.meshgrid(lean, lean), axis=-1).reshape(-1, 2) @ first
-    tried /= np.linalg.norm(tried, axis=1, keepdims=True)
-    heights = points @ tried.T
-    low, high = np.quantile(heights, [0.02, 0.98], axis=0)
-    width = max(float((high - low).max()), 1e-9) / 100
-    peaks = [np.square(np.bincount(((h - h.min()) / width).astype(np.int64))).sum() for h in heights.T]
-    return tried[int(np.argmax(peaks))]
 
 
 @dataclass(frozen=True, eq=False)

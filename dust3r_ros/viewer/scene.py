@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from dust3r_ros.data import BoolArray, ByteImage, FloatArray, Intrinsics
 from dust3r_ros.mapping.cloud import PointCloud
+from dust3r_ros.mapping.upright import up_of
 
 MOST_POINTS = 400_000  # sent to a browser; more are thinned evenly
 FRUSTUM_PX = 160  # long side of the images in the cameras
@@ -79,10 +80,10 @@ def scene_reach(scene: ViewedScene) -> float:
 
 
 def up_direction(scene: ViewedScene) -> FloatArray:
-    """Up (3,) in the world, as the cameras were held."""
-    up = -np.sum([k.camera_to_world[:3, 1] for k in scene.keyframes], axis=0) if scene.keyframes else np.zeros(3)
-    length = float(np.linalg.norm(up))
-    return up / length if length > 1e-6 else np.array([0.0, -1.0, 0.0])
+    """Up (3,) in the world."""
+    if not scene.keyframes:
+        return np.array([0.0, -1.0, 0.0])
+    return up_of(np.stack([k.camera_to_world for k in scene.keyframes]), scene.cloud.points)
 
 
 def quaternion_wxyz(rotation: FloatArray) -> FloatArray:
