@@ -89,8 +89,9 @@ def watch(
 ) -> None:  # fmt: skip
     """Images through the incremental pipeline; the page follows. Raises ImageError when none can be read."""
     from dust3r_ros.evaluation.results import IncrementalRun
+    from dust3r_ros.pictures import thumbnail
     from dust3r_ros.pipeline import Reconstructor
-    from dust3r_ros.viewer.scene import FRUSTUM_PX, thumbnail
+    from dust3r_ros.viewer.scene import FRUSTUM_PX
 
     growing = IncrementalRun(Reconstructor(config, predictor), keep=KEPT_VIEWS)
     pictures: dict[int, ByteImage] = {}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from dust3r_ros.data import BoolArray, FloatArray
 from dust3r_ros.mapping.cloud import PointCloud
@@ -178,16 +179,23 @@ def _brightened(colours: FloatArray) -> FloatArray:
 
 
 def _draw_depths(figure: Figure, place: Any, what: Reconstruction) -> None:
-    known = [d.depth[np.isfinite(d.depth) & (d.depth > 0)] for d in what.depths]
-    together = np.concatenate([k.ravel() for k in known]) if known else np.empty(0)
-    near, far = np.quantile(together, [0.02, 0.98]) if len(together) else (0.0, 1.0)
+    """Near is red, evenly in the inverse, as in ``pictures.depth_picture``, and all in one range."""
+    inverse = [_inverse(view.depth) for view in what.depths]
+    together = np.concatenate([values.compressed() for values in inverse])
+    least, most = np.quantile(together, [0.02, 0.98]) if len(together) else (0.5, 1.0)
     row = [figure.add_subplot(cell) for cell in place.subgridspec(1, len(what.depths))]
     shown: Any = None
-    for axes, view in zip(row, what.depths):
-        unknown = ~(np.isfinite(view.depth) & (view.depth > 0))
+    for axes, view, values in zip(row, what.depths, inverse):
         axes.set_facecolor(_BACKGROUND)
-        shown = axes.imshow(np.ma.masked_array(view.depth, unknown), cmap="turbo", vmin=near, vmax=far)
+        shown = axes.imshow(values, cmap="turbo", vmin=least, vmax=most)
         axes.set_title(view.title, fontsize=10)
         axes.set_xticks([])
         axes.set_yticks([])
-    figure.colorbar(shown, ax=row, label=f"depth [{what.unit}]", shrink=0.9, pad=0.01)
+    depth_text = FuncFormatter(lambda value, _: f"{1 / value:.3g}" if value > 0 else "")
+    figure.colorbar(shown, ax=row, label=f"depth [{what.unit}]", format=depth_text, shrink=0.9, pad=0.01)
+
+
+def _inverse(depth: FloatArray) -> Any:
+    """1 / depth (H, W), masked where the depth is not known."""
+    known = np.isfinite(depth) & (depth > 0)
+    return np.ma.masked_array(np.divide(1.0, depth, out=np.zeros(depth.shape), where=known), ~known)

@@ -14,6 +14,7 @@ import numpy as np
 
 from dust3r_ros.errors import ViewerError
 from dust3r_ros.mapping.export import write_cloud
+from dust3r_ros.pictures import thumbnail
 from dust3r_ros.viewer.controls import Controls, MapPanel
 from dust3r_ros.viewer.scene import (
     FRUSTUM_PX,
@@ -22,7 +23,6 @@ from dust3r_ros.viewer.scene import (
     quaternion_wxyz,
     scene_reach,
     shown_points,
-    thumbnail,
     up_direction,
 )
 

@@ -14,7 +14,7 @@ LEVELS = [
     {"config"},
     {"predictor"},
     {"geometry"},
-    {"images", "network", "geometric", "pairing", "keyframes", "alignment", "mapping", "store", "updates"},
+    {"images", "pictures", "network", "geometric", "pairing", "keyframes", "alignment", "mapping", "store", "updates"},
     {"revisit"},
     {"pipeline"},
     {"batch"},

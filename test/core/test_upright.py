@@ -57,7 +57,7 @@ def test_without_points_up_is_what_the_cameras_say(room):
     poses, _ = room
     assert off_deg(up_of(poses)) < 8
     assert off_deg(up_of(held(poses, -20))) < 25
-    assert 2 < off_deg(up_of(held(poses[:3], -20)))  # nothing else is known
+    assert off_deg(up_of(held(poses[:3], -20))) > 2  # nothing else is known
 
 
 def test_up_is_never_the_cameras_down():

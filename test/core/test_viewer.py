@@ -19,17 +19,15 @@ from dust3r_ros.evaluation.results import run_batch, write_results
 from dust3r_ros.geometry import make_pose
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.export import read_cloud
+from dust3r_ros.pictures import confidence_picture, depth_picture, thumbnail
 from dust3r_ros.pipeline import SourceImage
 from dust3r_ros.viewer.scene import (
     ViewedKeyframe,
     ViewedScene,
-    confidence_picture,
-    depth_picture,
     graph_picture,
     quaternion_wxyz,
     scene_reach,
     shown_points,
-    thumbnail,
     up_direction,
 )
 
