@@ -172,6 +172,9 @@ class TrainingConfig:
     warm_up: float = option(0.02, "Share of all pairs over which the learning rate rises", minimum=0.001, maximum=0.9)
     matching: float = option(
         0.3, "Weight of the correspondence objective for the cross-attention", minimum=0.0, maximum=10.0)  # fmt: skip
+    motion: float = option(
+        1.0, "Weight of the motion objective: the second view's points against its own ones, truly moved",
+        minimum=0.0, maximum=10.0)  # fmt: skip
     precision: str = option(
         "auto", "Precision of the matrix products; auto is bfloat16 where the hardware has it",
         choices=("auto", "float32", "bfloat16"))  # fmt: skip
@@ -191,5 +194,5 @@ class TrainingConfig:
     assess_minutes: float = option(10.0, "Time between two measurements, minutes", minimum=0.01)
     save_minutes: float = option(3.0, "Time between two saved states, minutes", minimum=0.01)
     state: str = option(
-        "full", "What is saved to go on from; small is an eighth as large and the optimiser begins anew",
+        "full", "What is saved to go on from; small is a sixth as large and the optimiser begins anew",
         choices=("full", "small"))  # fmt: skip
