@@ -163,6 +163,9 @@ class TrainingConfig:
     device: str = option("auto", "Torch device: auto, cpu, cuda, cuda:N")
     minutes: float = option(0.0, "Time for this call, minutes; 0 trains to the end", minimum=0.0)
     pairs: int = option(1_000_000, "Pairs of images of the whole run, over all calls", minimum=1)
+    stages: str = option(
+        "", "Stages to go through, of completion, near, middle, full, with commas; empty: all from scratch, full for a "
+        "trained network")  # fmt: skip
     batch: int = option(
         0, "Pairs in a step at the full image size, more of smaller ones; 0 is 8 on a CPU, 64 on a GPU",
         minimum=0, maximum=4096)  # fmt: skip

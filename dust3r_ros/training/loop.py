@@ -21,7 +21,7 @@ from dust3r_ros.training.begin import Source, batch_of, make_network, make_strea
 from dust3r_ros.training.croco import share_decoder
 from dust3r_ros.training.interruption import interruption
 from dust3r_ros.training.pairs import PairBatch, chunk_seed
-from dust3r_ros.training.stages import Position, Stage, Task, fine_tuning, from_scratch, learning_rate, position
+from dust3r_ros.training.stages import Position, Stage, Task, all_stages, chosen, learning_rate, position
 from dust3r_ros.training.state import Progress, SavedRun, read_run, restore, save_run
 from dust3r_ros.training.step import Learner, StepResult, StepSettings
 
@@ -93,7 +93,7 @@ class Run:
         self.learner = Learner(model, settings, generator)
         if saved:
             restore(self.learner, saved)
-        self.stages = fine_tuning(model.config) if config.checkpoint else from_scratch(model.config)
+        self.stages = chosen(all_stages(model.config), _stage_names(config))
         self.stream = make_stream(config, device, source, self.progress.chunks)
         self._order = torch.Generator().manual_seed(chunk_seed(config.seed, self.progress.steps))
         self._rate = config.learning_rate or (_FINE_RATE if config.checkpoint else _SCRATCH_RATE)
@@ -208,3 +208,9 @@ class Run:
             raise TrainingError("more than half of the last steps had no finite gradient: lower learning_rate")
         self._rows.clear()
         self._logged = p
+
+
+def _stage_names(config: TrainingConfig) -> list[str]:
+    if config.stages:
+        return [name.strip() for name in config.stages.split(",")]
+    return ["full"] if config.checkpoint else ["completion", "near", "middle", "full"]

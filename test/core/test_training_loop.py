@@ -120,7 +120,7 @@ def test_a_trained_network_goes_on_at_its_full_size(tmp_path):
     stages = []
     given = {**QUICK, "pairs": 32, "checkpoint": str(tmp_path / "one" / CHECKPOINT), "learning_rate": 1e-9}
     train(tmp_path / "two", given, source=WALLS, report=lambda stage, done, whole: stages.append(stage))
-    assert set(stages) == {"fine-tuning"}
+    assert set(stages) == {"full"}
     one, two = (load_model(tmp_path / run / CHECKPOINT, device="cpu") for run in ("one", "two"))
     for a, b in zip(one.parameters(), two.parameters()):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
