@@ -176,7 +176,7 @@ class TrainingConfig:
     matching: float = option(
         0.3, "Weight of the correspondence objective for the cross-attention", minimum=0.0, maximum=10.0)  # fmt: skip
     motion: float = option(
-        1.0, "Weight of the motion objective: the second view's points against its own ones, truly moved",
+        0.3, "Weight of the motion objective: the second view's points against its own ones, truly moved",
         minimum=0.0, maximum=10.0)  # fmt: skip
     precision: str = option(
         "auto", "Precision of the matrix products; auto is bfloat16 where the hardware has it",

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 BETAS = (0.9, 0.95)
-MUON_RATE = 2.5  # of AdamW's
 _KINDS = ("momentum_buffer", "exp_avg", "exp_avg_sq")  # of moments, as PyTorch names them
 
 
@@ -22,7 +21,7 @@ class Optimiser:
 
     def __init__(self, named: Mapping[str, nn.Parameter], weight_decay: float) -> None:
         self.steps = 0  # since it began
-        self.rate = 0.0  # of AdamW's last step
+        self.rate = 0.0  # of the last step
         self._named = dict(named)
         inner = {name: p for name, p in named.items() if "blocks" in name and p.ndim == 2}
         other = [p for name, p in named.items() if name not in inner]
@@ -41,10 +40,10 @@ class Optimiser:
         return list(self._named.values())
 
     def step(self, rate: float) -> None:
-        """Follow the gradients at learning rate ``rate`` (AdamW's)."""
-        for optimiser, share in ((self._muon, MUON_RATE), (self._adam, 1.0)):
+        """Follow the gradients at learning rate ``rate``."""
+        for optimiser in (self._muon, self._adam):
             for group in optimiser.param_groups:
-                group["lr"] = rate * share
+                group["lr"] = rate
             optimiser.step()
         self.steps, self.rate = self.steps + 1, rate
 
