@@ -2,7 +2,8 @@
 
 A keyframe's arrays are large and short-lived. The C library keeps what is freed for later, without a limit of its own:
 a node that holds 100 MB grew by 40 MB a minute so. To have every large array of the system instead, as
-M_MMAP_THRESHOLD does, costs 10 to 20 % of the time of a keyframe.
+M_MMAP_THRESHOLD does, costs 10 to 20 % of the time of a keyframe. So all threads share one heap, because only of the
+first can the library be told to give back what is free, and it is told.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ import resource
 import sys
 from pathlib import Path
 
-SLACK_MB = 64.0  # freed memory that may be kept for the next keyframes: a tidy-up costs some 20 ms
+SLACK_MB = 64.0  # freed memory that may be kept for the next keyframes: the system clears each page it hands out
+
+
+_M_ARENA_MAX = -8  # malloc.h
+
+
+def share_heap() -> None:
+    """One heap for all threads, where the C library is glibc; to be called before there are any."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
 
 
 def resident_mb() -> float:

@@ -9,8 +9,10 @@ pytest.importorskip("rclpy", reason="needs rclpy")
 
 # A large array that is freed makes glibc keep all smaller ones for itself; what is still in use lies between them.
 SCRIPT = """
+from concurrent.futures import ThreadPoolExecutor
+from dust3r_ros.ros.memory import SLACK_MB, HeapLimit, release_memory, resident_mb, share_heap
+share_heap()
 import numpy as np
-from dust3r_ros.ros.memory import SLACK_MB, HeapLimit, release_memory, resident_mb
 
 def fragmented():
     np.ones(4_000_000)
@@ -18,7 +20,8 @@ def fragmented():
     return arrays[::20]
 
 limit, before = HeapLimit(), resident_mb()
-held = fragmented()
+with ThreadPoolExecutor() as threads:  # the node works in threads
+    held = threads.submit(fragmented).result()
 print(resident_mb() - before)
 if {release}:
     release_memory()
