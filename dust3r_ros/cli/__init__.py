@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from dust3r_ros import __version__
 from dust3r_ros.cli import (
     align,
+    batch,
     bench,
     depth,
     evaluate,
@@ -31,6 +32,7 @@ INTERRUPTED = 130
 _COMMANDS: tuple[Callable[[Any], None], ...] = (
     reconstruct.register,
     replay.register,
+    batch.register,
     view.register,
     evaluate.register,
     match.register,

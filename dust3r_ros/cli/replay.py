@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from dust3r_ros.ros.bag import Frame, Recording
 
 _MAX_GAP_NS = 50_000_000  # between an image and its true pose
-_KEPT_VIEWS = 48  # with depth and pixels, for the report; the map has all
+KEPT_VIEWS = 48  # with depth and pixels, for the report; the map has all
 
 
 def register(commands: Any) -> None:
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         out = results_folder(arguments)
         needs_all = bool(exports) or clean_config(arguments) != CleanConfig()
         reconstructor = Reconstructor(config, load_predictor(config))
-        replayed = IncrementalRun(reconstructor, keep=None if needs_all else _KEPT_VIEWS)
+        replayed = IncrementalRun(reconstructor, keep=None if needs_all else KEPT_VIEWS)
         with progress_bars() as bars:
             damage = _feed(replayed, recording, topic.name, topic.count, bars)
             result = replayed.result()
@@ -122,18 +123,16 @@ def _finished(result: Reconstruction, recording: Recording, arguments: argparse.
     import numpy as np
 
     from dust3r_ros.evaluation.exports import clean
-    from dust3r_ros.evaluation.report import summary_rows
 
     truth = recording.poses(arguments.truth)
     cleaned = clean(result, config.map, clean_config(arguments))
     summary = _summary(cleaned.result, [pose.stamp_ns for pose in truth], [pose.pose for pose in truth])
-    rows = summary_rows(summary)
     if recording.skipped:
-        rows.insert(2, ("images left out", f"{recording.skipped} that cannot be decoded"))
+        summary = replace(summary, undecodable=recording.skipped)
     to_truth = summary.errors.to_truth if summary.errors is not None else None
     path = np.stack([pose.pose for pose in truth]) if truth else None
     moved = to_truth.inverse().apply_to_pose(path) if to_truth is not None and path is not None else None
-    return Finished(cleaned, rows, config, recording.path.name, moved)
+    return Finished(cleaned, summary, config, recording.path.name, moved)
 
 
 def _summary(result: Reconstruction, truth_ns: list[int], truth: list[Any]) -> Summary:
