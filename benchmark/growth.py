@@ -32,7 +32,7 @@ from dust3r_ros.options import make_config
 from dust3r_ros.pipeline import Reconstructor
 from dust3r_ros.predictor import ImageSize, PairPredictor, PredictorInfo
 
-HEIGHT, WIDTH, FOCAL_PX = 168, 224, 200.0
+HEIGHT, WIDTH, FOCAL_PX = 80, 112, 100.0
 INTRINSICS = Intrinsics.from_focal(FOCAL_PX, WIDTH, HEIGHT)
 WALLS = np.array([2.0, 1.5])  # half width and height of the tunnel, which goes on for ever along z
 STEP, FARTHEST = 0.15, 12.0
