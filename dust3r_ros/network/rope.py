@@ -55,7 +55,8 @@ def neighbours(heads: int, dim: int) -> Tensor:
 
 def rotate_neighbours(x: Tensor, rotation: Rotation) -> Tensor:
     """``rotate`` for ``x`` (B, N, heads, D) whose channels are in the order of ``neighbours``, computed in float32."""
-    turned = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * rotation.factor
+    turned = torch.view_as_complex(x.to(torch.float32, copy=True).unflatten(-1, (-1, 2)))
+    turned *= rotation.factor
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 
