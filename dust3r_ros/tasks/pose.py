@@ -71,12 +71,12 @@ def relative_pose_procrustes(prediction: PairPrediction, back: PairPrediction) -
     The similarity between the two (Umeyama 1991) that most points agree on, by samples of four, and then of all of
     these. No intrinsics are needed. Raises AlignmentError when too few pixels are in both.
     """
-    source, target, weight = points_in_both_frames(prediction, back)
+    source, target, weight = _in_both_frames(prediction, back)
     use = np.flatnonzero(weight > 0)
     use = use[:: max(1, len(use) // MOST_POINTS)]
     if len(use) < _LEAST_POINTS:
         raise AlignmentError(f"a pose needs at least {_LEAST_POINTS} points, got {len(use)}")
-    source, target, weight = (values[use].astype(np.float64) for values in (source, target, weight))
+    source, target, weight = source[use], target[use], weight[use]
     agreeing = _consensus(source, target)
     fit = robust_similarity(source[agreeing].T, target[agreeing].T, weight[agreeing])
     if fit is None:
@@ -84,14 +84,24 @@ def relative_pose_procrustes(prediction: PairPrediction, back: PairPrediction) -
     return CameraPose(make_pose(fit.rotation, fit.translation), _near(fit, source, target))
 
 
-def points_in_both_frames(forward: PairPrediction, back: PairPrediction) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Every point of both views in camera j's frame, in camera i's (N, 3), and their weights (N,): the geometric mean
-    of both confidences, 0 where there is no prediction. ``forward`` is the pair (i, j), ``back`` (j, i).
+def pair_similarity(forward: PairPrediction, back: PairPrediction) -> Similarity | None:
+    """Camera j's frame to camera i's by all points of both views, trimmed; None where there are too few.
+
+    ``forward`` is the pair (i, j), ``back`` (j, i). Much faster than ``relative_pose_procrustes``, for predictions that
+    are right about most of both views.
     """
-    here = np.concatenate([back.points_i.reshape(-1, 3), back.points_j.reshape(-1, 3)])
-    there = np.concatenate([forward.points_j.reshape(-1, 3), forward.points_i.reshape(-1, 3)])
-    weight = np.sqrt(np.concatenate([(forward.conf_j * back.conf_i).ravel(), (forward.conf_i * back.conf_j).ravel()]))
-    return here, there, weight
+    source, target, weight = _in_both_frames(forward, back)
+    return robust_similarity(source.T, target.T, weight)
+
+
+def _in_both_frames(forward: PairPrediction, back: PairPrediction) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Every point of both views in camera j's frame, in camera i's (N, 3), and their weights (N,), float64: the
+    geometric mean of both confidences, 0 where there is no prediction.
+    """
+    here = np.concatenate([back.points_i.reshape(-1, 3), back.points_j.reshape(-1, 3)], dtype=np.float64)
+    there = np.concatenate([forward.points_j.reshape(-1, 3), forward.points_i.reshape(-1, 3)], dtype=np.float64)
+    product = np.concatenate([(forward.conf_j * back.conf_i).ravel(), (forward.conf_i * back.conf_j).ravel()])
+    return here, there, np.sqrt(product, dtype=np.float64)
 
 
 def _consensus(source: FloatArray, target: FloatArray) -> BoolArray:
