@@ -73,12 +73,14 @@ def run(arguments: argparse.Namespace) -> int:
     replay = ["--topic", arguments.topic] if arguments.topic else []
     jobs = find_jobs(arguments.recordings, arguments.out, options=options, replay_options=replay)
     known = [outcome_of(job, overwrite=arguments.overwrite) for job in jobs]
-    out = output_folder(arguments.out)
     board = table.Board(known, lambda line: print(line, file=sys.stderr, flush=True))
-    try:
-        _run([outcome.job for outcome in known if outcome.state is not State.DONE], arguments.ray, share, board.report)
-    finally:
-        table.write(board.outcomes, out)
+    waiting = [outcome.job for outcome in known if outcome.state is not State.DONE]
+    with output_folder(arguments.out) as out:
+        try:
+            _run(waiting, arguments.ray, share, board.report)
+        finally:
+            if not all(outcome.state is State.NEW for outcome in board.outcomes):
+                table.write(board.outcomes, out)
     print(table.text(board.outcomes))
     return 0 if all(outcome.state is State.DONE for outcome in board.outcomes) else SOME_FAILED
 

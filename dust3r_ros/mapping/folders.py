@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from dust3r_ros.data import BoolArray, ByteImage, FloatArray, Intrinsics, PosedView
 from dust3r_ros.errors import ExportError
-from dust3r_ros.mapping.export import CameraRecord, replacing, write_cameras_json, write_json
+from dust3r_ros.files import replacing
+from dust3r_ros.mapping.export import CameraRecord, write_cameras_json, write_json
 
 UNITS_A_STEP = 1000  # a 16-bit depth image counts thousandths of the world's unit: millimetres where it is metric
 _JPEG_QUALITY = 95
