@@ -52,9 +52,10 @@ def load_predictor(config: ReconstructorConfig) -> PairPredictor[Any]:
         if config.device not in ("auto", "cpu"):
             log.warning("geometric runs on the processor: device %s is not used", config.device)
         return GeometricPredictor()
-    from dust3r_ros.network import NetworkPredictor, load_model
+    from dust3r_ros.network import NetworkPredictor, for_inference, load_model
 
-    return NetworkPredictor(load_model(config.checkpoint, device=config.device, dtype=config.dtype))
+    model = load_model(config.checkpoint, device=config.device, dtype=config.dtype)
+    return NetworkPredictor(for_inference(model))
 
 
 def predictor_image_size(config: ReconstructorConfig, predictor: PairPredictor[Any]) -> ImageSize:
@@ -102,7 +103,8 @@ class Reconstructor:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the map, the path and every keyframe; the model stays loaded."""
+        """Forget the map, the path, every keyframe and what was learnt of the cameras; the model stays loaded."""
+        self._predictor.forget()
         self._selectors: dict[str, KeyframeSelector] = {}
         self._offered = 0
         self._odometry = MetricOdometry()

@@ -13,6 +13,7 @@ from dust3r_ros import __version__
 from dust3r_ros.cli import (
     align,
     batch,
+    bench,
     depth,
     evaluate,
     info,
@@ -44,6 +45,7 @@ _COMMANDS: tuple[Callable[[Any], None], ...] = (
     ros_commands.register_record,
     ros_commands.register_demo,
     train.register,
+    bench.register,
     info.register,
 )
 

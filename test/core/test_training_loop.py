@@ -53,7 +53,7 @@ def test_a_run_goes_through_its_stages_and_leaves_a_model_that_loads(tmp_path):
     assert [name for name, _, _ in stages][:1] == ["completion"]
     assert list(dict.fromkeys(name for name, _, _ in stages)) == ["completion", "near", "middle", "full"]
     assert stages[-1][1] >= stages[-1][2] == 160
-    model = load_model(tmp_path / CHECKPOINT, device="cpu")
+    model = load_model(tmp_path / CHECKPOINT, device="cpu", dtype="float32")
     assert model.config == MICRO
     assert (model.source.name, model.source.trained, model.source.licence) == ("tiny", True, "Apache-2.0")
     assert {f.name for f in tmp_path.iterdir()} == {STATE, CHECKPOINT, record.LOSSES, record.PICTURE}
@@ -121,7 +121,7 @@ def test_a_trained_network_goes_on_at_its_full_size(tmp_path):
     given = {**QUICK, "pairs": 32, "checkpoint": str(tmp_path / "one" / CHECKPOINT), "learning_rate": 1e-9}
     train(tmp_path / "two", given, source=WALLS, report=lambda stage, done, whole: stages.append(stage))
     assert set(stages) == {"full"}
-    one, two = (load_model(tmp_path / run / CHECKPOINT, device="cpu") for run in ("one", "two"))
+    one, two = (load_model(tmp_path / run / CHECKPOINT, device="cpu", dtype="float32") for run in ("one", "two"))
     for a, b in zip(one.parameters(), two.parameters()):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
 
