@@ -31,7 +31,8 @@ def replacing(path: Path) -> Iterator[Path]:
         scratch.chmod(0o666 & ~_umask())
         scratch.replace(path)
     except OSError as error:
-        raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
+        # NumPy says of a full disk only how many bytes it wrote.
+        raise ExportError(f"cannot write {path}: {error.strerror or f'{error} (is the disk full?)'}") from error
     finally:
         if scratch is not None:
             scratch.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from typing import Any
 from dust3r_ros.cli.options import add_model_options, add_overwrite, add_verbose, model_config, results_folder
 from dust3r_ros.cli.progress import progress_bars
 from dust3r_ros.cli.reconstruct import add_camera, camera_of, find_images
-from dust3r_ros.errors import AlignmentError
+from dust3r_ros.errors import AlignmentError, ImageError
 
 
 def register(commands: Any) -> None:
@@ -36,10 +36,9 @@ def register(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Place every image; those that cannot be are said. An error only when none can."""
-    from dust3r_ros.errors import ImageError
-
     if arguments.neighbours < 1:
         raise ImageError(f"--neighbours must be at least 1, got {arguments.neighbours}")
+    camera_of(arguments, 1, 1)  # a wrong one is refused before the work
     paths = find_images(arguments.images)
     with results_folder(arguments, "cameras.json") if arguments.out is not None else nullcontext() as out:
         return _locate(paths, arguments, out)
@@ -57,10 +56,10 @@ def _locate(paths: Sequence[Path], arguments: argparse.Namespace, out: Path | No
     with progress_bars() as bars:
         for done, path in enumerate(paths):
             bars("localise", done, len(paths))
-            image = load_image(path)
             try:
+                image = load_image(path)
                 found = localiser.locate(image, camera_of(arguments, *image.shape[:2]))
-            except AlignmentError as error:
+            except (AlignmentError, ImageError) as error:
                 rows.append([path.name, "-", "-", str(error)])
                 continue
             place = "({:.3f}, {:.3f}, {:.3f})".format(*found.camera_to_world[:3, 3])

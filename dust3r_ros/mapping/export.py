@@ -45,6 +45,7 @@ def write_cloud(cloud: PointCloud, path: Path) -> None:
     with replacing(path) as scratch:
         if not o3d.io.write_point_cloud(str(scratch), to_open3d(cloud)):
             raise ExportError(f"cannot write {path}: Open3D knows no point cloud format {path.suffix!r}")
+        _check_whole(path, len(o3d.io.read_point_cloud(str(scratch)).points), len(cloud))
 
 
 def read_cloud(path: Path) -> PointCloud:
@@ -145,7 +146,14 @@ def write_mesh(views: Sequence[PosedView], masks: Sequence[BoolArray], voxel_edg
     with replacing(path) as scratch:
         if not o3d.io.write_triangle_mesh(str(scratch), mesh):
             raise ExportError(f"cannot write {path}: Open3D knows no mesh format {path.suffix!r}")
+        _check_whole(path, len(o3d.io.read_triangle_mesh(str(scratch)).triangles), len(mesh.triangles))
     return len(mesh.triangles)
+
+
+def _check_whole(path: Path, read: int, written: int) -> None:
+    """Open3D says nothing of a disk that became full."""
+    if read != written:
+        raise ExportError(f"cannot write {path}: only {read} of {written} were written (is the disk full?)")
 
 
 def _integrate(o3d: Any, volume: Any, view: PosedView, depth: FloatArray) -> None:

@@ -59,7 +59,10 @@ def write_exr(depth: FloatArray, path: Path) -> None:
         raise ExportError(f"{path} needs OpenEXR, which cannot be loaded ({error}): pip install OpenEXR") from error
     header = {"compression": openexr.ZIP_COMPRESSION, "type": openexr.scanlineimage}
     with replacing(path) as scratch, openexr.File(header, {"Z": np.ascontiguousarray(depth, np.float32)}) as file:
-        file.write(str(scratch))
+        try:
+            file.write(str(scratch))
+        except RuntimeError as error:  # a full disk
+            raise ExportError(f"cannot write {path}: {' '.join(str(error).split())}") from error
 
 
 def write_transforms(views: Sequence[PosedView], files: Sequence[str], path: Path, *, cloud_file: str = "") -> None:

@@ -145,6 +145,15 @@ def test_an_image_that_cannot_be_read_is_left_out_and_named(images, tmp_path, ca
     assert names == ["view8.png", "view9.png", "view11.png", "view12.png"]
 
 
+def test_what_is_left_when_most_cannot_be_read_is_said_with_them(images, tmp_path, capsys, monkeypatch):
+    (images / "view10.png").write_text("a text file")
+    lost = OraclePredictor(path(VIEWS), lost=frozenset(range(VIEWS)))
+    monkeypatch.setattr("dust3r_ros.pipeline.load_predictor", lambda config: lost)
+    line = refused(capsys, "reconstruct", str(images), "--out", str(tmp_path / "out"))
+    assert "there is no overlap; 1 could not be read: " in line
+    assert "view10.png: not an image in a known format" in line
+
+
 def test_images_of_different_sizes_have_focals_of_their_own(images, tmp_path):
     big = cv2.imread(str(images / "view10.png"))
     cv2.imwrite(str(images / "view10.png"), cv2.resize(big, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST))

@@ -315,6 +315,9 @@ def test_images_that_share_nothing_are_said(commands, oracle, map_folder, capsys
     assert "got 0" in capsys.readouterr().out
     assert main(["localise", images[0], "--map", str(map_folder)]) == 2
     assert "none of the 1 images could be placed" in capsys.readouterr().err
+    (commands / "text.jpg").write_text("no image")
+    assert main(["localise", str(commands / "text.jpg"), images[1], "--map", str(map_folder)]) == 0
+    assert "text.jpg: not an image in a known format" in capsys.readouterr().out
 
 
 def test_real_images_by_classical_geometry(shared):
