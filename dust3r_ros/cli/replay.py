@@ -63,11 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
         topic = recording.choose_image_topic(arguments.topic)
         if config.intrinsics == "given":
             _require_intrinsics(recording, topic.name)
-        out = results_folder(arguments)
         needs_all = bool(exports) or clean_config(arguments) != CleanConfig()
-        reconstructor = Reconstructor(config, load_predictor(config))
-        replayed = IncrementalRun(reconstructor, keep=None if needs_all else KEPT_VIEWS)
-        with progress_bars() as bars:
+        with results_folder(arguments, "cameras.json") as out, progress_bars() as bars:
+            reconstructor = Reconstructor(config, load_predictor(config))
+            replayed = IncrementalRun(reconstructor, keep=None if needs_all else KEPT_VIEWS)
             damage = _feed(replayed, recording, topic.name, topic.count, bars)
             result = replayed.result()
             if result.images == 0:
