@@ -37,7 +37,7 @@ def register(commands: Any) -> None:
     parser.add_argument("bag", type=Path, metavar="BAG", help="rosbag2 folder, .mcap, .db3, or ROS 1 .bag")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR",
-        help="trajectory.tum, cloud.ply, cameras.json and report.html go here",
+        help="trajectory.tum, frames.tum, cloud.ply, cameras.json and report.html go here",
     )  # fmt: skip
     parser.add_argument("--topic", default="", help="image topic (default: the only one)")
     parser.add_argument("--truth", default="", metavar="TOPIC", help="true camera poses (default: found by name)")
@@ -128,6 +128,8 @@ def _finished(result: Reconstruction, recording: Recording, arguments: argparse.
     cleaned = clean(result, config.map, clean_config(arguments))
     summary = _summary(cleaned.result, [pose.stamp_ns for pose in truth], [pose.pose for pose in truth])
     rows = summary_rows(summary)
+    if result.frames:
+        rows.append(_frames_row(result, [pose.stamp_ns for pose in truth], [pose.pose for pose in truth]))
     if recording.skipped:
         rows.insert(2, ("images left out", f"{recording.skipped} that cannot be decoded"))
     to_truth = summary.errors.to_truth if summary.errors is not None else None
@@ -149,3 +151,18 @@ def _summary(result: Reconstruction, truth_ns: list[int], truth: list[Any]) -> S
         errors = pose_errors(estimated, np.stack([truth[j] for _, j in pairs]))
         length = path_length(np.stack(truth))
     return Summary.of(result, errors=errors, path_length=length, unit="m")
+
+
+def _frames_row(result: Reconstruction, truth_ns: list[int], truth: list[Any]) -> tuple[str, str]:
+    """How many images have a pose, and how far off all of them are."""
+    import numpy as np
+
+    from dust3r_ros.evaluation.metrics import associate, pose_errors
+
+    text = f"{len(result.frames)} of {result.images} images"
+    pairs = associate([stamp_ns for stamp_ns, _ in result.frames], truth_ns, _MAX_GAP_NS)
+    if pairs:
+        found, true = np.stack([result.frames[i][1] for i, _ in pairs]), np.stack([truth[j] for _, j in pairs])
+        ate = pose_errors(found, true).ate_rmse
+        text += f", error (RMSE) {ate:.3g} m" if ate is not None else ""
+    return "poses between keyframes too", text
