@@ -187,6 +187,9 @@ class TrainingConfig:
     device: str = option("auto", "Torch device: auto, cpu, cuda, cuda:N")
     minutes: float = option(0.0, "Time for this call, minutes; 0 trains to the end", minimum=0.0)
     pairs: int = option(1_000_000, "Pairs of images of the whole run, over all calls", minimum=1)
+    stages: str = option(
+        "", "Stages to go through, of completion, near, middle, full, with commas; empty: all from scratch, full for a "
+        "trained network")  # fmt: skip
     batch: int = option(
         0, "Pairs in a step at the full image size, more of smaller ones; 0 is 8 on a CPU, 64 on a GPU",
         minimum=0, maximum=4096)  # fmt: skip
@@ -196,6 +199,9 @@ class TrainingConfig:
     warm_up: float = option(0.02, "Share of all pairs over which the learning rate rises", minimum=0.001, maximum=0.9)
     matching: float = option(
         0.3, "Weight of the correspondence objective for the cross-attention", minimum=0.0, maximum=10.0)  # fmt: skip
+    motion: float = option(
+        0.3, "Weight of the motion objective: the second view's points against its own ones, truly moved",
+        minimum=0.0, maximum=10.0)  # fmt: skip
     precision: str = option(
         "auto", "Precision of the matrix products; auto is bfloat16 where the hardware has it",
         choices=("auto", "float32", "bfloat16"))  # fmt: skip
@@ -215,5 +221,5 @@ class TrainingConfig:
     assess_minutes: float = option(10.0, "Time between two measurements, minutes", minimum=0.01)
     save_minutes: float = option(3.0, "Time between two saved states, minutes", minimum=0.01)
     state: str = option(
-        "full", "What is saved to go on from; small is an eighth as large and the optimiser begins anew",
+        "full", "What is saved to go on from; small is a sixth as large and the optimiser begins anew",
         choices=("full", "small"))  # fmt: skip

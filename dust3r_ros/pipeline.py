@@ -60,7 +60,8 @@ class Reconstructor:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the map, the path and every keyframe; the model stays loaded."""
+        """Forget the map, the path, every keyframe and what was learnt of the cameras; the model stays loaded."""
+        self._predictor.forget()
         self._selectors: dict[str, KeyframeSelector] = {}
         self._offered = 0
         self._odometry = MetricOdometry()

@@ -73,6 +73,9 @@ class PairPredictor(ABC, Generic[Encoded]):
         """
         return self.predict(pairs)
 
+    def forget(self) -> None:
+        """Forget what was learnt from images, as for a new map; by default nothing is learnt."""
+
     def describe(self, encoded: Encoded) -> FloatArray | None:
         """A descriptor (D,) by which images of one place are found again, by its cosine; None: there is none.
 

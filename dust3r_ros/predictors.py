@@ -23,9 +23,10 @@ def load_predictor(config: ReconstructorConfig) -> PairPredictor[Any]:
         if config.device not in ("auto", "cpu"):
             log.warning("geometric runs on the processor: device %s is not used", config.device)
         return GeometricPredictor()
-    from dust3r_ros.network import NetworkPredictor, load_model
+    from dust3r_ros.network import NetworkPredictor, for_inference, load_model
 
-    return NetworkPredictor(load_model(config.checkpoint, device=config.device, dtype=config.dtype))
+    model = load_model(config.checkpoint, device=config.device, dtype=config.dtype)
+    return NetworkPredictor(for_inference(model))
 
 
 def predictor_image_size(config: ReconstructorConfig, predictor: PairPredictor[Any]) -> ImageSize:

@@ -18,6 +18,7 @@ from dust3r_ros.alignment.pose_graph import GraphEdge, Similarities, solve_pose_
 from dust3r_ros.config import AlignmentConfig, LoopConfig
 from dust3r_ros.data import ByteImage, Edge, FloatArray, Keyframe, PreparedImage
 from dust3r_ros.encoded import EncodedKeyframe
+from dust3r_ros.errors import DeviceMemoryError
 from dust3r_ros.geometry import Similarity
 from dust3r_ros.images import from_jpeg, to_jpeg
 from dust3r_ros.memory import KeptImage, Place
@@ -160,9 +161,13 @@ class Revisits:
     def reunite(self, new: EncodedKeyframe, aligner: IncrementalAligner) -> Reunion | None:
         """Align a lost keyframe with the old ones that agree on where it is; None when there are none.
 
-        The aligner's window goes on there.
+        The aligner's window goes on there. Where the device has no memory for the pairs, there are none.
         """
-        chosen = self._reunited(new)
+        try:
+            chosen = self._reunited(new)
+        except DeviceMemoryError as error:
+            log.warning("%s: keyframe %d was not looked for among old ones", error, new.index)
+            return None
         if not chosen:
             return None
         anchors = {old.index: self._anchors[old.index] for old, _, _ in chosen}

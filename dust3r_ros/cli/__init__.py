@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 from dust3r_ros import __version__
 from dust3r_ros.cli import (
     align,
+    batch,
+    bench,
     depth,
     evaluate,
     info,
@@ -30,6 +32,7 @@ INTERRUPTED = 130
 _COMMANDS: tuple[Callable[[Any], None], ...] = (
     reconstruct.register,
     replay.register,
+    batch.register,
     view.register,
     evaluate.register,
     match.register,
@@ -41,6 +44,7 @@ _COMMANDS: tuple[Callable[[Any], None], ...] = (
     ros_commands.register_record,
     ros_commands.register_demo,
     train.register,
+    bench.register,
     info.register,
 )
 

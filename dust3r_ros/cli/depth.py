@@ -31,11 +31,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Look, write and print."""
     import numpy as np
 
-    from dust3r_ros.evaluation.page import coloured
     from dust3r_ros.evaluation.report import text_table
     from dust3r_ros.images import load_image
     from dust3r_ros.mapping.export import replacing, write_json
     from dust3r_ros.mapping.folders import write_image
+    from dust3r_ros.pictures import depth_picture
     from dust3r_ros.pipeline import load_predictor
     from dust3r_ros.tasks.single import look
 
@@ -46,8 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         with replacing(out / f"{name}.npy") as scratch:
             np.save(scratch, values.astype(np.float32))
     known = found.depth > 0
-    inverse = np.divide(1.0, found.depth, out=np.zeros_like(found.depth), where=known)
-    write_image(coloured(inverse, known), out / "depth.png")
+    write_image(depth_picture(found.depth), out / "depth.png")
     write_image(_shown(found.normals), out / "normals.png")
     original = found.image.transform.to_original(found.intrinsics)
     camera = {

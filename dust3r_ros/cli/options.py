@@ -10,7 +10,7 @@ from typing import Any
 
 from dust3r_ros.config import CleanConfig, NodeConfig, ReconstructorConfig
 from dust3r_ros.errors import ConfigError, ExportError
-from dust3r_ros.options import Option, Value, make_config, options_of
+from dust3r_ros.options import Option, Value, flatten_config, make_config, options_of
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -63,11 +63,27 @@ def add_results_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--export", default="", metavar="NAMES",
         help="more files in DIR: all, or names with commas between: glb (cloud, cameras), pcd, kitti (poses), colmap "
-        "(model, images), nerfstudio (transforms.json, images), depth (images with depth), mesh",
+        "(model, images), nerfstudio (transforms.json, images), depth (images with depth), exr (depth), mesh, "
+        "bag (ROS 2)",
     )  # fmt: skip
     group = parser.add_argument_group("clean-up of the result")
     for option in options_of(CleanConfig).values():
         _add(group, option)
+
+
+def results_options(arguments: argparse.Namespace) -> list[str]:
+    """The options of a command line with ``add_results_options`` and ``add_pipeline_options``, for another such one.
+
+    ``--overwrite`` is not among them. Values are checked here. Raises ConfigError.
+    """
+    defaults = flatten_config(ReconstructorConfig())
+    config = flatten_config(config_of(arguments))
+    changed = [f"{name}={_text(value)}" for name, value in config.items() if value != defaults[name]]
+    options = [part for change in changed for part in ("--set", change)]
+    for name, value in given_options(arguments, CleanConfig).items():
+        flag = name.replace("_", "-")
+        options += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", f"{value}"]
+    return options + (["--export", arguments.export] if arguments.export else [])
 
 
 def clean_config(arguments: argparse.Namespace) -> CleanConfig:
@@ -145,6 +161,11 @@ def _add(group: argparse._ActionsContainer, option: Option) -> None:
     settings: dict[str, Any] = {"help": shown, "default": None, "dest": option.name}
     settings |= {"action": argparse.BooleanOptionalAction} if option.type is bool else {"type": option.type, **choices}
     group.add_argument(f"--{option.name.replace('_', '-')}", **settings)
+
+
+def _text(value: Value) -> str:
+    """What ``parse_value`` reads as the value."""
+    return ",".join(value) if isinstance(value, list) else f"{value}"
 
 
 def _parse_bool(text: str) -> bool:

@@ -189,6 +189,11 @@ class IncrementalRun:
         self._thin()
         return True
 
+    @property
+    def newest(self) -> PosedView | None:
+        """The view of the newest keyframe, with its pixels."""
+        return next(reversed(self._views.values()), None)
+
     def refuse(self, error: Dust3rError) -> None:
         """Note that something could not be read, and why."""
         self._refused.append(str(error))

@@ -59,9 +59,7 @@ class GeometricPredictor(PairPredictor[GeometricView]):
             raise ValueError(f"image_size must be at least 64, got {image_size}")
         self._image_size = ImageSize(image_size)
         self._seed = seed
-        self._calibrator = FocalCalibrator(seed)
-        self._sizes: dict[str, tuple[int, int]] = {}
-        self._announced: dict[_Key, Matches] = {}
+        self.forget()
 
     @property
     def info(self) -> PredictorInfo:
@@ -81,6 +79,11 @@ class GeometricPredictor(PairPredictor[GeometricView]):
         grey = np.asarray(cv2.cvtColor(image.pixels, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
         self._sizes[camera] = (image.width, image.height)
         return GeometricView(grey, extract_features(grey, FEATURES), camera, intrinsics)
+
+    def forget(self) -> None:
+        self._calibrator = FocalCalibrator(self._seed)
+        self._sizes: dict[str, tuple[int, int]] = {}
+        self._announced: dict[_Key, Matches] = {}
 
     def describe(self, encoded: GeometricView) -> FloatArray:
         return pooled(encoded.features)

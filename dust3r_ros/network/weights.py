@@ -42,7 +42,7 @@ def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> D
     with one, a hub repository such as ``naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt``, or its short name ``512_dpt``.
     ``device`` is ``auto`` (CUDA when there is one) or a PyTorch device. ``dtype`` is ``float32``, ``bfloat16``,
     ``float16``, or ``auto``: float16 on CUDA, several times as accurate as bfloat16, unless the
-    weights overflow in it; float32 elsewhere.
+    weights overflow in it; bfloat16 on a CPU with matrix units for it (AMX); float32 elsewhere.
 
     Raises CheckpointError for weights that are missing, damaged or of another architecture, ConfigError for a
     device or dtype that cannot be used.
@@ -61,7 +61,7 @@ def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> D
     _announce_licence(model.source.licence)
     if dtype != "auto":
         return model.set_dtype(DTYPES[dtype])
-    return _choose_dtype(model)
+    return choose_dtype(model)
 
 
 def locate(name: str | Path) -> Path:
@@ -194,7 +194,19 @@ def _listed(kind: str, names: Iterable[str]) -> str:
     return f"{len(names)} {kind} ({', '.join(names[:_FIRST])}{more})" if names else ""
 
 
-def _choose_dtype(model: Dust3rNetwork) -> Dust3rNetwork:
+def has_matrix_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in units of their own (AMX): several times as fast as float32."""
+    try:
+        flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
+    except OSError:  # not Linux
+        return False
+    return "amx_bf16" in flags.split()
+
+
+def choose_dtype(model: Dust3rNetwork) -> Dust3rNetwork:
+    """A float32 network in the precision that ``auto`` means on its device."""
+    if model.device.type == "cpu" and has_matrix_units():
+        return model.set_dtype(torch.bfloat16)
     if model.device.type != "cuda" or torch.cuda.get_device_capability(model.device) < (7, 0):
         return model
     model.set_dtype(torch.float16)

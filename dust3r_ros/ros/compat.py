@@ -6,7 +6,6 @@ The wheels of PyPI have rclpy and messages, but neither ``sensor_msgs_py``, ``cv
 
 from __future__ import annotations
 
-import array
 import importlib
 from collections.abc import Sequence
 from types import ModuleType
@@ -19,7 +18,6 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.time import Time
 from sensor_msgs.msg import Image, PointCloud2, PointField
-from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
 from dust3r_ros.data import ByteImage, FloatArray
@@ -97,27 +95,6 @@ def _bridge_can_read(message: Image) -> bool:
     whole = 0 < row == message.step and 0 < row * message.height == len(message.data)
     # Its compiled half cannot be loaded where it was built for another NumPy.
     return whole and _optional("cv_bridge.boost.cv_bridge_boost") is not None
-
-
-def create_cloud(header: Header, fields: Sequence[PointField], points: NDArray[np.void]) -> PointCloud2:
-    """An unorganised PointCloud2 of a structured array (N,) whose layout is that of ``fields``."""
-    theirs = _optional("sensor_msgs_py.point_cloud2")
-    if theirs is not None:
-        return theirs.create_cloud(header, fields, points)
-    cloud = PointCloud2(
-        header=header,
-        height=1,
-        width=len(points),
-        is_dense=False,
-        is_bigendian=False,
-        fields=list(fields),
-        point_step=points.dtype.itemsize,
-        row_step=points.dtype.itemsize * len(points),
-    )
-    data = array.array("B")
-    data.frombytes(np.ascontiguousarray(points).view(np.uint8).data)
-    cloud.data = data  # an array of bytes is taken as it is; rclpy checks any other sequence value by value
-    return cloud
 
 
 def read_points(cloud: PointCloud2) -> NDArray[np.void]:

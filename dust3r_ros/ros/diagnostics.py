@@ -4,12 +4,9 @@ keeps the node from doing its work.
 
 from __future__ import annotations
 
-import os
-import resource
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
@@ -19,6 +16,7 @@ from dust3r_ros.predictor import PredictorInfo
 from dust3r_ros.ros.cameras import Camera
 from dust3r_ros.ros.convert import state_name
 from dust3r_ros.ros.mapper import Mapper
+from dust3r_ros.ros.memory import resident_mb
 from dust3r_ros.ros.qos import reliable
 from dust3r_ros.ros.statistics import Drop, Snapshot
 from dust3r_ros.ros.tracking_statistics import PoseFate
@@ -192,14 +190,6 @@ def frames_finding(mapper: Mapper, snapshot: Snapshot) -> Finding:
         "map units in a world unit": f"{mapper.frames.map.from_world.scale:.4g}",
     }
     return Finding("frames", level, message, values)
-
-
-def resident_mb() -> float:
-    """Memory of this process that is in use, megabytes."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-    except OSError:  # not Linux: the most there was
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 def _gist(message: str) -> str:

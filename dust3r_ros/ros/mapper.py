@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +17,7 @@ from dust3r_ros.pipeline import Reconstructor
 from dust3r_ros.ros.calibration import CalibrationMissingError
 from dust3r_ros.ros.cameras import Frame, Shot
 from dust3r_ros.ros.frames import MapFrames
+from dust3r_ros.ros.memory import HeapLimit, release_memory
 from dust3r_ros.ros.pose_stream import PoseStream
 from dust3r_ros.ros.publishers import Publishers
 from dust3r_ros.ros.saving import Loaded, MapKeeper, Saved
@@ -59,6 +58,7 @@ class Mapper:
         self._newest_ns = 0
         self._said_at = -_SAY_S
         self._anew: set[str] = set()  # cameras whose next image is to be a keyframe
+        self._heap = HeapLimit()
         self._landmarks = Landmarks()
         self._poses = PoseStream(config, frames, outputs, statistics.tracking, self._landmarks, self._anew.add)
         self._counting = threading.Lock()  # an image is counted and queued at once, or a reset clears both
@@ -147,8 +147,8 @@ class Mapper:
         stopped = all([self._worker.stop(_QUICK_S), self._lookout.stop(_QUICK_S)])
         self._keeper.ended()
         if stopped:
-            del self._reconstructor
-            free_device_memory()
+            del self._reconstructor, self._keeper
+            release_memory()
         return stopped
 
     # In the lookout's thread.
@@ -210,6 +210,7 @@ class Mapper:
             self._worker.clear()
             self.statistics.reset()
             self.map_points, self.failure = 0, ""
+        release_memory()
 
     def _reconstruct(self, frame: Frame) -> None:
         known = self.frames.camera_in_reference(frame.camera_frame, frame.stamp_ns, self.config.transform_timeout)
@@ -234,6 +235,7 @@ class Mapper:
             self._keeper.changed()
             self._outputs.revised()
             self.map_points = len(self._reconstructor.map)
+        self._heap.keep()
 
     def _feed_scale(self, frame: Frame, camera_in_reference: FloatArray | None) -> None:
         """Tell the reconstruction where odometry has the camera, for the scale from the next keyframe on.
@@ -276,7 +278,7 @@ class Mapper:
                 self._window //= 2
                 log.warning("%s: keyframes are paired with %d older ones from now on", error, self._window)
                 self._reconstructor.limit_window(self._window)
-                free_device_memory()
+                release_memory()
 
     def _on_published(self, done: Future[None]) -> None:
         if not done.cancelled() and (error := done.exception()) is not None and self._outputs.alive:
@@ -289,11 +291,3 @@ class Mapper:
         self.statistics.dropped(Drop.FAILED)
         log.error("keyframe at %d ns dropped: %s", frame.stamp_ns, self.failure)
         self._changed()
-
-
-def free_device_memory() -> None:
-    """Give back what PyTorch keeps of the device's memory, if PyTorch is in use."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()

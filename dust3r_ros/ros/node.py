@@ -28,6 +28,7 @@ from dust3r_ros.ros.diagnostics import Diagnostics
 from dust3r_ros.ros.frames import MapFrames
 from dust3r_ros.ros.logs import forwarded_logs
 from dust3r_ros.ros.mapper import Mapper, Shot
+from dust3r_ros.ros.memory import share_heap
 from dust3r_ros.ros.params import LiveParameters, declare_config
 from dust3r_ros.ros.publishers import Publishers
 from dust3r_ros.ros.services import Services
@@ -250,6 +251,7 @@ class Dust3rNode(LifecycleNode):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the node until it is told to stop; the exit code. ``argv`` are ROS arguments, the process's when None."""
+    share_heap()
     rclpy.init(args=None if argv is None else [_NAME, *argv])
     sys.setswitchinterval(_SWITCH_S)
     code, stopped = 0, True

@@ -24,21 +24,32 @@ def relative_pose_pnp(prediction: PairPrediction, intrinsics_j: Intrinsics) -> C
 
 
 def relative_pose_procrustes(prediction: PairPrediction, back: PairPrediction) -> CameraPose:
-    """Camera j in camera i's frame, from view j's points in both frames: ``back`` is the prediction of (j, i).
+    """Camera j in camera i's frame, from both views' points in both frames: ``back`` is the prediction of (j, i).
 
     The similarity between the two (Umeyama 1991) that most points agree on, by samples of four, and then of all of
     these. No intrinsics are needed. Raises AlignmentError when too few pixels are in both.
     """
-    v, u = _most_confident(np.sqrt(prediction.conf_j * back.conf_i))
-    if len(v) < LEAST_POINTS:
-        raise AlignmentError(f"a pose needs at least {LEAST_POINTS} points, got {len(v)}")
-    own, seen = back.points_i[v, u].astype(np.float64), prediction.points_j[v, u].astype(np.float64)
-    weight = np.sqrt(prediction.conf_j * back.conf_i)[v, u].astype(np.float64)
-    agreeing = _consensus(own, seen)
-    fit = robust_similarity(own[agreeing].T, seen[agreeing].T, weight[agreeing])
+    source, target, weight = points_in_both_frames(prediction, back)
+    use = np.flatnonzero(weight > 0)
+    use = use[:: max(1, len(use) // MOST_POINTS)]
+    if len(use) < LEAST_POINTS:
+        raise AlignmentError(f"a pose needs at least {LEAST_POINTS} points, got {len(use)}")
+    source, target, weight = (values[use].astype(np.float64) for values in (source, target, weight))
+    agreeing = _consensus(source, target)
+    fit = robust_similarity(source[agreeing].T, target[agreeing].T, weight[agreeing])
     if fit is None:
-        raise AlignmentError(f"no similarity fits the {len(v)} points in both frames")
-    return CameraPose(make_pose(fit.rotation, fit.translation), _near(fit, own, seen))
+        raise AlignmentError(f"no similarity fits the {len(use)} points in both frames")
+    return CameraPose(make_pose(fit.rotation, fit.translation), _near(fit, source, target))
+
+
+def points_in_both_frames(forward: PairPrediction, back: PairPrediction) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Every point of both views in camera j's frame, in camera i's (N, 3), and their weights (N,): the geometric mean
+    of both confidences, 0 where there is no prediction. ``forward`` is the pair (i, j), ``back`` (j, i).
+    """
+    here = np.concatenate([back.points_i.reshape(-1, 3), back.points_j.reshape(-1, 3)])
+    there = np.concatenate([forward.points_j.reshape(-1, 3), forward.points_i.reshape(-1, 3)])
+    weight = np.sqrt(np.concatenate([(forward.conf_j * back.conf_i).ravel(), (forward.conf_i * back.conf_j).ravel()]))
+    return here, there, weight
 
 
 def _consensus(source: FloatArray, target: FloatArray) -> BoolArray:

@@ -30,6 +30,7 @@ class LossRow:
     loss: float
     error: float
     matching: float
+    motion: float
     gradient: float
     pairs_per_second: float
 
@@ -96,12 +97,12 @@ def draw_curves(folder: Path) -> None:
     if not losses:
         return
     figure = Figure(figsize=(14, 8), dpi=90, layout="constrained")
-    panels = figure.subplots(2, 3)
-    _draw_losses(panels[0], losses)
+    above, below = figure.subfigures(2, 1, squeeze=False)[:, 0]
+    _draw_losses(above.subplots(1, 4), losses)
     names = (("rotation_deg", "relative rotation, median [degrees]"),
              ("direction_deg", "translation direction, median [degrees]"),
              ("absrel", "depth AbsRel"))  # fmt: skip
-    for axes, (name, title) in zip(panels[1], names, strict=True):
+    for axes, (name, title) in zip(below.subplots(1, 3), names, strict=True):
         _draw_error(axes, errors, name, title)
     last = losses[-1]
     figure.suptitle(f"{last.pairs:,} pairs in {last.seconds / 3600:.1f} hours".replace(",", " "))
@@ -112,7 +113,8 @@ def draw_curves(folder: Path) -> None:
 
 
 def _draw_losses(panels: Sequence[Any], rows: Sequence[LossRow]) -> None:
-    titles = (("error", "error of the task"), ("matching", "correspondence objective"), ("learning_rate", "rate"))
+    titles = (("error", "error of the task"), ("matching", "correspondence objective"), ("motion", "motion objective"),
+              ("learning_rate", "rate"))  # fmt: skip
     for axes, (name, title) in zip(panels, titles, strict=True):
         for stage in dict.fromkeys(row.stage for row in rows):
             part = [row for row in rows if row.stage == stage]

@@ -71,7 +71,9 @@ def trajectory(folder: Path) -> np.ndarray:
 def test_reconstruct_writes_the_scene_in_natural_order(images, tmp_path, capsys, mode):
     out = tmp_path / "deep" / "out"
     assert main(["reconstruct", str(images), "--out", str(out), "--mode", mode, *EVERY]) == 0
-    assert {file.name for file in out.iterdir()} == {"trajectory.tum", "cloud.ply", "cameras.json", "report.html"}
+    assert {file.name for file in out.iterdir()} == {
+        "trajectory.tum", "cloud.ply", "cameras.json", "report.html", "summary.json"
+    }  # fmt: skip
     found = trajectory(out)
     np.testing.assert_array_equal(found[:, 0], np.arange(VIEWS))
     true = path(VIEWS)[:, :3, 3] - path(VIEWS)[0, :3, 3]
@@ -95,13 +97,17 @@ def test_reconstruct_takes_a_given_camera_and_draws(images, tmp_path, predictor)
     np.testing.assert_allclose(k, [[FOCAL_PX, 0, WIDTH / 2 - 0.5], [0, FOCAL_PX, HEIGHT / 2 - 0.5], [0, 0, 1]])
 
 
-EXPORTED = ("scene.glb", "cloud.pcd", "trajectory.kitti", "sparse/0/points3D.bin", "transforms.json", "mesh.ply")
+EXPORTED = (
+    "scene.glb", "cloud.pcd", "trajectory.kitti", "sparse/0/points3D.bin", "transforms.json", "mesh.ply",
+    "exr/view8.exr", "bag/metadata.yaml",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", ["batch", "incremental"])
 def test_reconstruct_exports_what_is_asked_for(images, tmp_path, mode, capsys):
     pytest.importorskip("pycolmap")
     pytest.importorskip("trimesh")
+    pytest.importorskip("OpenEXR")
     try:
         import open3d  # noqa: F401
     except ImportError as error:

@@ -250,6 +250,9 @@ def test_focal_is_found_from_pairs_of_one_camera():
     assert intrinsics_of_image(predictions[0], own_map_only=True).intrinsics.fx == pytest.approx(
         found.focal_px, rel=1e-3
     )
+    predictor.forget()
+    predictor.encode(shots[0].image, "camera")
+    assert predictor.focal("camera") == before
 
 
 def test_focal_of_an_unknown_camera_is_refused():

@@ -15,7 +15,8 @@ LEVELS = [
     {"predictor"},
     {"geometry", "corners"},
     {"resection"},
-    {"images", "network", "geometric", "pairing", "keyframes", "alignment", "mapping", "store", "updates", "encoded"},
+    {"images", "pictures", "network", "geometric", "pairing", "keyframes", "alignment", "mapping", "store", "updates",
+     "encoded"},  # fmt: skip
     {"memory"},
     {"revisit", "landmarks", "predictors", "stopwatch"},
     {"tracking"},
@@ -24,6 +25,7 @@ LEVELS = [
     {"evaluation", "training", "viewer"},
     {"tasks"},
     {"ros"},
+    {"fleet"},
     {"cli"},
     {"__main__"},
 ]

@@ -120,6 +120,16 @@ def test_reset_begins_anew(walk, images, truth):
         np.testing.assert_allclose(pose, pose_again, atol=1e-9)
 
 
+def test_after_a_reset_the_same_images_give_the_same_focal_and_path(images):
+    reconstructor, runs = Reconstructor(make_config(ReconstructorConfig, {"keyframes.every_image": True})), []
+    for _ in range(2):
+        updates = [reconstructor.add(image, stamp) for image, stamp in images[:4]]
+        runs.append([update.intrinsics.focal_px for update in updates])
+        reconstructor.reset()
+    assert runs[0] == runs[1]
+    assert len(set(runs[0])) > 1  # it is learnt from keyframe to keyframe
+
+
 def test_old_keyframes_are_forgotten_but_for_their_place(walk, images, truth):
     reconstructor = every_frame(truth, set())
     keyframes = [weakref.ref(reconstructor.add(image, stamp).keyframe) for image, stamp in images[:16:2]]

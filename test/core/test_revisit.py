@@ -270,6 +270,17 @@ def test_no_memory_for_a_loop_is_no_loop(images, truth, caplog):
     assert "no memory for a pair of images: no loop was looked for" in caplog.text
 
 
+def test_no_memory_to_find_a_lost_path_again_leaves_it_lost_and_nothing_else(images, truth, caplog):
+    class ShortInterrupted(Interrupted):
+        def probe(self, pairs):
+            raise DeviceMemoryError("cpu has no memory for a pair of images")
+
+    reconstructor = Reconstructor(every_frame(), ShortInterrupted(truth))
+    updates = [reconstructor.add(*images[k]) for k in CARRIED[10:18]]
+    assert [u.view.registered for u in updates] == [True] * 6 + [False] * 2
+    assert "no memory for a pair of images: keyframe 7 was not looked for among old ones" in caplog.text
+
+
 def test_a_keyframe_whose_search_failed_is_not_searched_again(images, truth, monkeypatch):
     reconstructor, tried = Reconstructor(every_frame(**SOON), Wrapped(truth)), []
 

@@ -28,7 +28,7 @@ def test_a_run_says_what_it_did_and_where_the_model_is(tmp_path, capsys):
     said = capsys.readouterr().out
     assert str(out / "model") in said
     assert "near" in said
-    assert load_model(out / "model", device="cpu").config == MICRO
+    assert load_model(out / "model", device="cpu", dtype="float32").config == MICRO
     assert main(["train", "--out", str(out), "--device", "cpu", "--workers", "0"]) == 0
     assert "24" in capsys.readouterr().out
 

@@ -7,7 +7,7 @@ import pytest
 from geometry_msgs.msg import TransformStamped
 from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 from scipy.spatial.transform import Rotation
-from sensor_msgs.msg import Image, PointField
+from sensor_msgs.msg import Image, PointCloud2, PointField
 from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
@@ -30,6 +30,12 @@ def points(count: int = 5) -> np.ndarray:
     return values
 
 
+def cloud_of(values: np.ndarray) -> PointCloud2:
+    size = values.dtype.itemsize
+    return PointCloud2(header=Header(frame_id="map"), height=1, width=len(values), fields=FIELDS, point_step=size,
+                       row_step=size * len(values), data=array.array("B", values.tobytes()))  # fmt: skip
+
+
 @pytest.fixture
 def ours(monkeypatch):
     """As if none of ROS's packages were installed."""
@@ -43,14 +49,12 @@ def theirs(package: str) -> None:
 
 @pytest.mark.parametrize("count", [0, 5])
 def test_points_come_back_from_a_cloud(ours, count):
-    cloud = compat.create_cloud(Header(frame_id="map"), FIELDS, points(count))
-    assert (cloud.height, cloud.width, cloud.point_step, cloud.row_step) == (1, count, 14, 14 * count)
-    np.testing.assert_array_equal(compat.read_points(cloud), points(count))
+    np.testing.assert_array_equal(compat.read_points(cloud_of(points(count))), points(count))
 
 
 def test_an_organised_cloud_with_padded_rows_and_the_other_byte_order_is_read(ours):
     swapped = points(6).astype(LAYOUT.newbyteorder(">"))
-    cloud = compat.create_cloud(Header(), FIELDS, swapped)
+    cloud = cloud_of(swapped)
     rows = np.frombuffer(bytes(cloud.data), np.uint8).reshape(2, 42)
     cloud.data = array.array("B", np.pad(rows, ((0, 0), (0, 9))).tobytes())
     cloud.height, cloud.width, cloud.row_step, cloud.is_bigendian = 2, 3, 51, True
@@ -61,10 +65,9 @@ def test_an_organised_cloud_with_padded_rows_and_the_other_byte_order_is_read(ou
 
 def test_clouds_are_those_of_sensor_msgs_py(monkeypatch):
     theirs("sensor_msgs_py")
-    made = compat.create_cloud(Header(frame_id="map"), FIELDS, points())
+    made = cloud_of(points())
     read = compat.read_points(made)
     monkeypatch.setattr(compat, "_optional", lambda name: None)
-    assert compat.create_cloud(Header(frame_id="map"), FIELDS, points()) == made
     np.testing.assert_array_equal(compat.read_points(made), read)
 
 
