@@ -15,8 +15,19 @@ LEVELS = [
     {"predictor"},
     {"geometry", "corners"},
     {"resection"},
-    {"images", "pictures", "network", "geometric", "pairing", "keyframes", "alignment", "mapping", "store", "updates",
-     "encoded"},  # fmt: skip
+    {
+        "images",
+        "pictures",
+        "network",
+        "geometric",
+        "pairing",
+        "keyframes",
+        "alignment",
+        "mapping",
+        "store",
+        "updates",
+        "encoded",
+    },  # fmt: skip
     {"memory"},
     {"revisit", "landmarks", "predictors", "stopwatch"},
     {"tracking"},
