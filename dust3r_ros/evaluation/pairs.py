@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from dust3r_ros.alignment import intrinsics_of_image
+from dust3r_ros.alignment import intrinsics_of_image, pair_similarity
 from dust3r_ros.data import ByteImage, FloatArray, Intrinsics, PairPrediction, PairState, PreparedImage
 from dust3r_ros.evaluation.metrics import depth_errors, relative_errors_deg
 from dust3r_ros.evaluation.run import at_network_pixels
 from dust3r_ros.geometry import make_pose, pixel_rays, rotation_angle_deg
 from dust3r_ros.images import prepare
 from dust3r_ros.predictor import ImageSize, PairPredictor, PredictorInfo
-from dust3r_ros.tasks.pose import pair_similarity
 
 NO_DIRECTION_DEG = 90.0  # the median error of a direction drawn at random
 _LEAST_BASELINE = 0.02  # of the median depth: below it the direction of the translation means nothing

@@ -9,10 +9,10 @@ from itertools import count
 import numpy as np
 import torch
 
+from dust3r_ros.alignment import pair_similarity
 from dust3r_ros.data import FloatArray, PairPrediction
 from dust3r_ros.geometry import Similarity, rotation_angle_deg
 from dust3r_ros.network import Dust3rNetwork, Pointmaps
-from dust3r_ros.tasks.pose import pair_similarity
 from dust3r_ros.training.pairs import (
     HELD_OUT_SEED,
     ChunkRequest,
