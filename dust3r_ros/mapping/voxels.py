@@ -33,6 +33,22 @@ class Contribution:
         return len(self.voxels)
 
 
+@dataclass(frozen=True, eq=False)
+class VoxelState:
+    """A grid's voxels: cells ``keys`` (M,), ``sums`` (M, 8) as in ``Contribution``, ``views`` (M,) that saw each."""
+
+    edge: float
+    keys: NDArray[np.int64]
+    sums: NDArray[np.float32]
+    views: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        count = len(self.keys)
+        if self.keys.shape != (count,) or self.sums.shape != (count, _COLUMNS) or self.views.shape != (count,):
+            shapes = f"{self.keys.shape}, {self.sums.shape} and {self.views.shape}"
+            raise ValueError(f"keys, sums and views must be (M,), (M, {_COLUMNS}) and (M,), got {shapes}")
+
+
 class VoxelGrid:
     """Voxels of edge ``edge`` (world units), each with the confidence-weighted mean of its points.
 
@@ -47,6 +63,19 @@ class VoxelGrid:
         self.edge = float(edge)
         self._cloud = PointCloud.empty()  # by voxel, right where nothing changed
         self._rebuild(np.empty(0, np.int64), np.empty((0, _COLUMNS), np.float32), np.empty(0, np.int32))
+
+    @classmethod
+    def restored(cls, state: VoxelState) -> VoxelGrid:
+        """The grid whose ``state`` this is."""
+        grid = cls(state.edge)
+        grid._rebuild(state.keys.astype(np.int64), state.sums.astype(np.float32), state.views.astype(np.int32))
+        return grid
+
+    @property
+    def state(self) -> VoxelState:
+        """Every voxel that holds points."""
+        live = np.flatnonzero(self._views[: self._used] > 0)
+        return VoxelState(self.edge, self._keys[live], self._sums[live], self._views[live])
 
     @property
     def touched(self) -> int:

@@ -1,6 +1,7 @@
 """Many recordings: what is found, what each run does of them, and what is left when one fails or all is stopped."""
 
 import csv
+import fcntl
 import json
 import os
 import signal
@@ -144,6 +145,19 @@ def test_mistakes_are_refused_before_anything_is_begun(tmp_path, capsys):
         assert main(["batch", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *wrong]) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_second_call_at_the_same_time_is_refused(tmp_path, capsys):
+    write_image(tmp_path / "in" / "1.png")
+    (tmp_path / "out").mkdir()
+    at_work = os.open(tmp_path / "out", os.O_RDONLY)
+    fcntl.flock(at_work, fcntl.LOCK_EX)
+    try:
+        assert main(["batch", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 2
+    finally:
+        os.close(at_work)
+    assert "another batch is at work there" in capsys.readouterr().err
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_options_are_handed_on_as_they_were_given(tmp_path):
