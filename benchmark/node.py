@@ -4,9 +4,10 @@
         [--parameters NAME:=VALUE...]
 
 Two runs of the node in a process of its own, the recording (a rendered room when none is given) played by another.
-Live: at its own rate, keyframes as the node chooses them; how long after an image arrived here its transform and its
-cloud arrived here, and the image callback's own figure. In a hurry: every image a keyframe, played several times as
-fast, everything queued; keyframes a second between the first and the last transform. Stages are medians of the status.
+Live: at its own rate, keyframes as the node chooses them; how long after an image arrived here its transform (of every
+image that has a pose) and its cloud (of every keyframe) arrived here, and the image callback's own figure. In a hurry:
+every image a keyframe, played several times as fast, everything queued; keyframes a second between the first and the
+last cloud. Stages are medians of the status.
 """
 
 from __future__ import annotations
@@ -93,10 +94,11 @@ class Judge:
         return time.monotonic() - self.changed_at > IDLE_S and self.status is not None and not self.status.queue_length
 
     def figures(self) -> dict[str, float]:
-        """Of the run so far; keyframes a second are those between the first and the last transform."""
-        times = sorted(self.transforms.values())
+        """Of the run so far; keyframes a second are those between the first and the last cloud."""
+        times = sorted(self.clouds.values())
         found = {
             "images": float(len(self.images)),
+            "transforms": float(len(self.transforms)),
             "keyframes": float(len(times)),
             "keyframes a second": (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0,
             "image callback p99, ms": self.callback_ms,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,12 @@ class FastLinear(nn.Module):
             product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
             return product
         return functional.linear(x, self.weight, self.bias)
+
+    def _apply(self, *_: Any, **__: Any) -> FastLinear:
+        raise TypeError("a network for inference cannot be moved or changed: make it anew of the one it was made of")
+
+    def _save_to_state_dict(self, *_: Any, **__: Any) -> None:
+        raise TypeError("a network for inference cannot be stored: store the one it was made of")
 
 
 class FastAttention(nn.Module):

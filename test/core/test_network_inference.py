@@ -4,7 +4,7 @@ import pytest
 import torch
 from network_golden import MINI, golden_image, golden_model
 
-from dust3r_ros.network import NetworkConfig, Pointmaps, for_inference, load_model
+from dust3r_ros.network import NetworkConfig, Pointmaps, for_inference, load_model, save_model
 from dust3r_ros.network.inference import FastLinear
 from dust3r_ros.network.rope import make_rotation, neighbours, rotate, rotate_neighbours
 
@@ -61,6 +61,15 @@ def test_the_network_it_is_made_of_stays_as_it_is():
     tokens = model.encode(golden_image("a", 32, 48))
     model.decode(tokens, tokens, (32, 48)).points_i.mean().backward()
     assert model.enc_blocks[0].attn.qkv.weight.grad is not None
+
+
+def test_it_can_neither_be_stored_nor_moved(tmp_path):
+    fast = for_inference(golden_model(MINI))
+    with pytest.raises(TypeError, match="cannot be stored: store the one it was made of"):
+        save_model(fast, tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    with pytest.raises(TypeError, match="cannot be moved"):
+        fast.to(torch.float64)
 
 
 def test_rotating_neighbours_leaves_products_as_they_are():
