@@ -127,7 +127,7 @@ def run(
            "image_reliability:=reliable", f"checkpoint:={checkpoint}", *parameters]  # fmt: skip
     given = ["--ros-args", *(word for parameter in own for word in ("-p", parameter))]
     playing = [str(bag), "--topics", image.name, "--rate", str(rate), "--duration", str(seconds), "--wait", "60"]
-    with Child("dust3r_ros.ros.node", given, folder / "node.log", environment) as node:
+    with Child("dust3r_ros.ros.node", given, folder / "node.log", environment, PATIENCE_S) as node:
         node.start()
         _await(judge, node, lambda: judge.status is not None and judge.status.state == "waiting for images")
         with Child("dust3r_ros.ros.play", playing, folder / "player.log", environment) as player:
