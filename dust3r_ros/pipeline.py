@@ -136,7 +136,7 @@ class Reconstructor:
     ) -> Update | None:
         """Offer an image (H, W, 3) uint8 RGB; an Update when it became a keyframe, else None.
 
-        ``intrinsics`` are for this image's own size; they are used when the configuration says ``given``.
+        ``intrinsics`` are for this image's own size; the configuration says what they are used for.
         """
         if not self.select(image, stamp_ns, camera).take:
             return None
@@ -177,7 +177,7 @@ class Reconstructor:
         self.map.config = self.config.map
         watch = _Stopwatch()
         prepared = prepare(image, self._image_size)
-        known = self._known(prepared, intrinsics)
+        known = self._known(prepared, camera, intrinsics)
         keyframe = Keyframe(self._offered, stamp_ns, camera, prepared)
         self._offered += 1
         with watch.stage("encode"):
@@ -245,9 +245,16 @@ class Reconstructor:
         placed = self._placed.get(index)
         return placed.camera_to_world if placed is not None else None
 
-    def _known(self, prepared: PreparedImage, intrinsics: Intrinsics | None) -> Intrinsics | None:
-        given = intrinsics if self.config.intrinsics == "given" else None
-        return prepared.transform.to_network(given) if given is not None else None
+    def _known(self, prepared: PreparedImage, camera: str, intrinsics: Intrinsics | None) -> Intrinsics | None:
+        """What is not to be estimated; a guess is handed on to what estimates."""
+        if intrinsics is None or self.config.intrinsics == "estimate":
+            return None
+        given = prepared.transform.to_network(intrinsics)
+        if self.config.intrinsics == "given":
+            return given
+        self._predictor.guess(camera, given)
+        self._aligner.guess(camera, given)
+        return None
 
     def _predict(self, new: EncodedKeyframe) -> list[Edge]:
         ordered = [pair for old in self._window for pair in ((old, new), (new, old))]
