@@ -58,6 +58,18 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
+class TrackingConfig:
+    """A pose for every image between the keyframes."""
+
+    enabled: bool = option(True, "Track every image against the last keyframes, for poses at camera rate")
+    corners: int = option(150, "Corners of each keyframe that are followed", minimum=20, maximum=2000)
+    min_points: int = option(15, "Points that must fit, or an image counts as lost", minimum=6, maximum=1000)
+    min_share: float = option(
+        0.3, "Share of the followed points that must fit, or an image counts as lost",
+        minimum=0.0, maximum=1.0)  # fmt: skip
+
+
+@dataclass(frozen=True)
 class MapConfig:
     """The fused map."""
 
@@ -98,11 +110,12 @@ class ReconstructorConfig:
     image_size: int = option(0, "Long side of the predictor's images, pixels; 0 is its own choice", minimum=0)
     window: int = option(3, "Keyframes before a new one that it is paired with", minimum=1, maximum=50)
     intrinsics: str = option(
-        "estimate", "Use the camera's given intrinsics, or estimate them from the images",
-        choices=("estimate", "given"))  # fmt: skip
+        "estimate", "The camera's given intrinsics: ignored, and estimated from the images; the guess that the "
+        "estimate begins with; or used as they are", choices=("estimate", "guess", "given"))  # fmt: skip
     keyframes: KeyframeConfig = group(KeyframeConfig)
     alignment: AlignmentConfig = group(AlignmentConfig)
     loops: LoopConfig = group(LoopConfig)
+    tracking: TrackingConfig = group(TrackingConfig)
     map: MapConfig = group(MapConfig)
 
 
@@ -147,9 +160,20 @@ class NodeConfig:
     on_time_jump: str = option(
         "reset", "When images go back in time, as a recording does that starts again: begin a new map, or reanchor "
         "and keep it", choices=("reset", "reanchor"), live=True)  # fmt: skip
+    pose_max_age: float = option(
+        0.5, "A pose that is found later than this after its image came is not published, seconds", minimum=0.01,
+        maximum=3600.0, live=True)  # fmt: skip
     queue_size: int = option(4, "Keyframes that may wait for the worker; the newest win", minimum=1, maximum=100)
     map_period: float = option(1.0, "Shortest time between two maps, seconds", minimum=0.0, live=True)
-    map_folder: str = option("~/.ros/dust3r_ros", "Folder that maps are saved in; no service writes outside it")
+    map_folder: str = option(
+        "~/.ros/dust3r_ros", "Folder that maps are saved in and loaded from; no service goes outside it"
+    )
+    autosave_period: float = option(
+        0.0, "Shortest time between two savings of a map that changed, by the node itself, seconds; 0 saves none",
+        minimum=0.0, live=True)  # fmt: skip
+    resume: str = option(
+        "never", "Whether the node begins with the map that it saved by itself: when it was killed before, or always",
+        choices=("never", "after_crash", "always"))  # fmt: skip
     reconstructor: ReconstructorConfig = group(ReconstructorConfig, flat=True)
 
 

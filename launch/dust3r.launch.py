@@ -23,6 +23,7 @@ PROGRAM = str(SHARE.parents[1] / "lib" / "dust3r_ros" / "dust3r-ros")
 PARAMETERS = (
     "autostart", "checkpoint", "device", "image_transport", "image_reliability", "intrinsics", "rectified",
     "map_frame", "camera_frame", "publish_tf", "tf_mode", "base_frame", "odom_frame", "use_odometry", "on_time_jump",
+    "map_folder", "autosave_period", "resume",
 )  # fmt: skip
 TRUTHS = ["true", "false"]
 
@@ -74,7 +75,10 @@ def arguments() -> list[DeclareLaunchArgument]:
         DeclareLaunchArgument("bag", default_value="", description="Recording to play, with /clock; empty: none"),
         DeclareLaunchArgument("bag_rate", default_value="1.0", description="Recorded seconds a second of the bag"),
         DeclareLaunchArgument(
-            "respawn", default_value="false", choices=TRUTHS, description="Start the node again if it dies"
+            "respawn",
+            default_value="false",
+            choices=TRUTHS,
+            description="Start the node again if it dies; with autosave_period and resume it goes on in its map",
         ),
         DeclareLaunchArgument(
             "log_level",

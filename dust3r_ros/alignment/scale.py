@@ -179,9 +179,11 @@ class MetricOdometry:
     """The scale by streams of metric poses of cameras, such as odometry with each camera's place on the robot.
 
     Poses may come before or after the keyframes they belong to, from another thread. Their frame does not matter.
+    ``known`` is the scale of a map that was measured before; it holds until it is measured anew.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: MetricScale | None = None) -> None:
+        self._known = known
         self._lock = threading.Lock()
         self._streams: dict[str, _Stream] = {}
         self._good = False
@@ -190,7 +192,7 @@ class MetricOdometry:
     @property
     def metric(self) -> MetricScale | None:
         """The scale while it is good: from ``MOST_UNCERTAINTY`` on, until it exceeds ``LOST_UNCERTAINTY``."""
-        return self.scale if self._good else None
+        return self.scale if self._good else self._known
 
     def add(self, stamp_ns: int, camera_to_metric: FloatArray, camera: str = "camera") -> None:
         """A metric pose (4, 4) of a camera.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from dust3r_ros.cli.progress import progress_bars
 from dust3r_ros.errors import RecordingError
 
 if TYPE_CHECKING:
+    from dust3r_ros.evaluation.metrics import PoseErrors
     from dust3r_ros.evaluation.report import Summary
     from dust3r_ros.evaluation.results import IncrementalRun, Progress, Reconstruction
     from dust3r_ros.pipeline import SourceImage
@@ -38,7 +40,7 @@ def register(commands: Any) -> None:
     parser.add_argument("bag", type=Path, metavar="BAG", help="rosbag2 folder, .mcap, .db3, or ROS 1 .bag")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR",
-        help="trajectory.tum, cloud.ply, cameras.json and report.html go here",
+        help="trajectory.tum, frames.tum, cloud.ply, cameras.json and report.html go here",
     )  # fmt: skip
     parser.add_argument("--topic", default="", help="image topic (default: the only one)")
     parser.add_argument("--truth", default="", metavar="TOPIC", help="true camera poses (default: found by name)")
@@ -61,8 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
     damage: RecordingError | None = None
     with open_recording(arguments.bag) as recording:
         topic = recording.choose_image_topic(arguments.topic)
-        if config.intrinsics == "given":
-            _require_intrinsics(recording, topic.name)
+        if config.intrinsics != "estimate":
+            _require_intrinsics(recording, topic.name, config.intrinsics)
         needs_all = bool(exports) or clean_config(arguments) != CleanConfig()
         with results_folder(arguments, "cameras.json") as out, progress_bars() as bars:
             reconstructor = Reconstructor(config, load_predictor(config))
@@ -80,10 +82,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _require_intrinsics(recording: Recording, topic: str) -> None:
+def _require_intrinsics(recording: Recording, topic: str, use: str) -> None:
     first = next(recording.frames(topic), None)
     if first is not None and first.intrinsics is None:
-        raise RecordingError(f"{recording.path} has no CameraInfo that fits {topic}, which --intrinsics given needs")
+        raise RecordingError(f"{recording.path} has no CameraInfo that fits {topic}, which --intrinsics {use} needs")
 
 
 def _feed(
@@ -137,13 +139,23 @@ def _finished(result: Reconstruction, recording: Recording, arguments: argparse.
 def _summary(result: Reconstruction, truth_ns: list[int], truth: list[Any]) -> Summary:
     import numpy as np
 
-    from dust3r_ros.evaluation.metrics import associate, path_length, pose_errors
+    from dust3r_ros.evaluation.metrics import path_length
     from dust3r_ros.evaluation.report import Summary
 
-    pairs = associate([view.stamp_ns for view in result.views], truth_ns, _MAX_GAP_NS)
-    errors, length = None, None
-    if pairs:
-        estimated = np.stack([result.views[i].camera_to_world for i, _ in pairs])
-        errors = pose_errors(estimated, np.stack([truth[j] for _, j in pairs]))
-        length = path_length(np.stack(truth))
-    return Summary.of(result, errors=errors, path_length=length, unit="m")
+    errors = _errors([(view.stamp_ns, view.camera_to_world) for view in result.views], truth_ns, truth)
+    tracked = _errors(result.frames, truth_ns, truth)
+    length = path_length(np.stack(truth)) if errors is not None else None
+    summary = Summary.of(result, errors=errors, path_length=length, unit="m")
+    return replace(summary, tracked_ate=tracked.ate_rmse if tracked is not None else None)
+
+
+def _errors(poses: Sequence[tuple[int, Any]], truth_ns: list[int], truth: list[Any]) -> PoseErrors | None:
+    """Of (stamp_ns, camera_to_world) against the true poses of about the same times; None when there are none."""
+    import numpy as np
+
+    from dust3r_ros.evaluation.metrics import associate, pose_errors
+
+    pairs = associate([stamp_ns for stamp_ns, _ in poses], truth_ns, _MAX_GAP_NS)
+    if not pairs:
+        return None
+    return pose_errors(np.stack([poses[i][1] for i, _ in pairs]), np.stack([truth[j] for _, j in pairs]))

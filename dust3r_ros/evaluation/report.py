@@ -20,6 +20,7 @@ class Summary:
 
     ``image_px`` is the images' longer side. ``refused`` says of every image that cannot be read why; ``undecodable``
     images of a recording could not be decoded.
+    ``tracked`` images have a pose, keyframes included, where all were tracked; ``tracked_ate`` is the error of theirs.
     """
 
     model: str
@@ -36,6 +37,8 @@ class Summary:
     unit: str = ""
     refused: tuple[str, ...] = ()
     undecodable: int = 0
+    tracked: int = 0
+    tracked_ate: float | None = None
     peak_bytes: int = 0
 
     @classmethod
@@ -58,6 +61,7 @@ class Summary:
             path_length=path_length,
             unit=unit,
             refused=result.refused,
+            tracked=len(result.frames),
             peak_bytes=peak_memory_bytes(),
         )
 
@@ -107,6 +111,9 @@ def summary_rows(summary: Summary) -> list[tuple[str, str]]:
     if errors is not None and errors.ate_rmse is not None:
         share = f", {100 * errors.ate_rmse / s.path_length:.2f} % of {s.path_length:.2f}" if s.path_length else ""
         rows.append(("path error (RMSE)", f"{errors.ate_rmse:.3g}{share} {s.unit}".rstrip()))
+    if s.tracked:
+        off = f", path error (RMSE) {s.tracked_ate:.3g} {s.unit}".rstrip() if s.tracked_ate is not None else ""
+        rows.append(("poses tracked", f"{s.tracked} of {s.frames}{off}"))
     if errors is not None and errors.rotation_deg is not None:
         rows.append(("rotation error", f"{errors.rotation_deg:.2f} deg (median over pairs)"))
     return rows
@@ -128,6 +135,8 @@ def summary_record(summary: Summary) -> dict[str, Any]:
         "peak_bytes": s.peak_bytes or None,
         "ate_rmse": ate,
         "ate_percent": 100 * ate / s.path_length if ate is not None and s.path_length else None,
+        "tracked": s.tracked or None,
+        "tracked_ate_rmse": s.tracked_ate,
         "rotation_error_deg": errors.rotation_deg if errors is not None else None,
     }
 
