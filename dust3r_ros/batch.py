@@ -112,12 +112,16 @@ def _encode_all(
             batch.refused.append(str(error) if Path(source.name).name in str(error) else f"{source.name}: {error}")
             log.warning("left out: %s", error)
             continue
-        use = source.intrinsics if config.intrinsics == "given" else None
+        use = source.intrinsics if config.intrinsics != "estimate" else None
+        known = image.transform.to_network(use) if use is not None else None
         camera = f"{source.camera} {image.transform.original_width}x{image.transform.original_height}"
         batch.numbers.append(done)
         batch.prepared.append(image)
         batch.cameras.append(camera)
-        batch.known.append(image.transform.to_network(use) if use is not None else None)
+        if known is not None and config.intrinsics == "guess":
+            predictor.guess(camera, known)
+            known = None
+        batch.known.append(known)
         batch.encoded.append(predictor.encode(image, camera, batch.known[-1]))
     if not batch.numbers:
         others = f" (and {len(batch.refused) - 1} more that cannot be read)" if len(batch.refused) > 1 else ""

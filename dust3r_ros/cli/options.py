@@ -123,8 +123,8 @@ def config_of(arguments: argparse.Namespace) -> ReconstructorConfig:
 
 
 def with_given_intrinsics(config: ReconstructorConfig) -> ReconstructorConfig:
-    """The same, using the intrinsics that come with the images."""
-    return replace(config, intrinsics="given")
+    """The same, using the intrinsics that come with the images, unless they are to be a guess."""
+    return config if config.intrinsics == "guess" else replace(config, intrinsics="given")
 
 
 def parse_value(name: str, text: str) -> Value:

@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import json
+import logging
 import os
 import signal
 import threading
@@ -21,6 +22,13 @@ from dust3r_ros.fleet.jobs import Job, find_jobs, is_recording
 from dust3r_ros.fleet.run import LOG, RECORD, Outcome, Share, State, outcome_of, run_here, run_job
 
 SMALL = ("--checkpoint", "tiny", "--device", "cpu", "--image-size", "64")
+
+
+@pytest.fixture(autouse=True)
+def quiet_again():
+    """The command line sets the package's level of logging."""
+    yield
+    logging.getLogger("dust3r_ros").setLevel(logging.NOTSET)
 
 
 def write_image(path: Path) -> Path:
