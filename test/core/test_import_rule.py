@@ -27,7 +27,7 @@ LEVELS = [
         "store",
         "updates",
         "encoded",
-    },  # fmt: skip
+    },
     {"memory"},
     {"revisit", "landmarks", "predictors", "stopwatch"},
     {"tracking"},
