@@ -5,7 +5,8 @@
 The recording (a rendered room when none is given) is played in a loop, so that time jumps back at each end. Every few
 seconds one fault: damaged images, the player stopped and started again, a service called, a parameter changed or
 refused, the node deactivated and activated. Before and after, the recording is played once to an empty map.
-Memory is the process's own figure in /diagnostics; its slope is fitted after a warm-up of a fifth of the time.
+Memory is the process's own figure in /diagnostics; its slope is fitted after a warm-up of a fifth of the time, over all
+of it, which goes up and down with the map, and over what is left after each reset, when nothing is mapped.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Soak:
     node: Child
     recorder: Recorder
     memory: list[tuple[float, float]] = field(default_factory=list)  # time.monotonic(), MB
+    floor: list[tuple[float, float]] = field(default_factory=list)  # the same after each reset
     done: Counter[str] = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)
     player: Child | None = None
@@ -127,6 +129,9 @@ class Soak:
 
     def reset(self) -> None:
         self._expect(self.call(Trigger, "reset", Trigger.Request()), "reset")
+        count = len(self.memory)
+        self.wait(lambda: len(self.memory) > count)
+        self.floor.append(self.memory[-1])
 
     def save(self) -> None:
         answer = self.call(SaveMap, "save_map", SaveMap.Request(path="soak"))
@@ -232,6 +237,8 @@ def soak(bag: Path, minutes: float, folder: Path, parameters: list[str]) -> dict
         "time jumps": log.count("went back in time"),
         "memory, MB": [mb for _, mb in run.memory][:: max(1, len(run.memory) // 20)],
         "memory slope, MB/min": slope_mb_per_min(run.memory, warm, ended),
+        "memory after resets, MB": [mb for _, mb in run.floor],
+        "after resets, MB/min": slope_mb_per_min(run.floor, warm, ended),
         "before": before,
         "after": after,
     }
@@ -248,7 +255,8 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     bag = options.bag or rendered_bag(folder, print)
     figures = soak(bag, options.minutes, folder, options.parameters)
-    for name in ("minutes", "exceptions", "errors on the log", "time jumps", "memory slope, MB/min"):
+    for name in ("minutes", "exceptions", "errors on the log", "time jumps", "memory slope, MB/min",
+                 "after resets, MB/min"):  # fmt: skip
         print(f"{name:24} {figures[name]:10.2f}")
     print(f"{'memory, first and last':24} {figures['memory, MB'][0]:10.0f} {figures['memory, MB'][-1]:.0f}")
     for name, count in figures["faults"].items():

@@ -72,10 +72,15 @@ def reconstruct(
         left = [(0, 0)]
     edges = _predict_all(batch.encoded, left, predictor, report)
     report("align", 0, 1)
-    if len(place) == 1:
-        scene = _scene_of_one(edges[0].prediction, batch.known[0], predictor.info)
-    else:
-        scene = align(edges, len(place), config.alignment, intrinsics=batch.known, cameras=batch.cameras)
+    try:
+        if len(place) == 1:
+            scene = _scene_of_one(edges[0].prediction, batch.known[0], predictor.info)
+        else:
+            scene = align(edges, len(place), config.alignment, intrinsics=batch.known, cameras=batch.cameras)
+    except AlignmentError as error:
+        if not batch.refused:
+            raise
+        raise AlignmentError(f"{error}; {len(batch.refused)} could not be read: {batch.refused[0]}") from error
     report("align", 1, 1)
     if not any((view.depth > 0).any() for view in scene.views):
         log.warning("no point could be placed: the images show no parallax between them")
@@ -107,12 +112,16 @@ def _encode_all(
             batch.refused.append(str(error) if Path(source.name).name in str(error) else f"{source.name}: {error}")
             log.warning("left out: %s", error)
             continue
-        use = source.intrinsics if config.intrinsics == "given" else None
+        use = source.intrinsics if config.intrinsics != "estimate" else None
+        known = image.transform.to_network(use) if use is not None else None
         camera = f"{source.camera} {image.transform.original_width}x{image.transform.original_height}"
         batch.numbers.append(done)
         batch.prepared.append(image)
         batch.cameras.append(camera)
-        batch.known.append(image.transform.to_network(use) if use is not None else None)
+        if known is not None and config.intrinsics == "guess":
+            predictor.guess(camera, known)
+            known = None
+        batch.known.append(known)
         batch.encoded.append(predictor.encode(image, camera, batch.known[-1]))
     if not batch.numbers:
         others = f" (and {len(batch.refused) - 1} more that cannot be read)" if len(batch.refused) > 1 else ""

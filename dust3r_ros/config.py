@@ -110,8 +110,8 @@ class ReconstructorConfig:
     image_size: int = option(0, "Long side of the predictor's images, pixels; 0 is its own choice", minimum=0)
     window: int = option(3, "Keyframes before a new one that it is paired with", minimum=1, maximum=50)
     intrinsics: str = option(
-        "estimate", "Use the camera's given intrinsics, or estimate them from the images",
-        choices=("estimate", "given"))  # fmt: skip
+        "estimate", "The camera's given intrinsics: ignored, and estimated from the images; the guess that the "
+        "estimate begins with; or used as they are", choices=("estimate", "guess", "given"))  # fmt: skip
     keyframes: KeyframeConfig = group(KeyframeConfig)
     alignment: AlignmentConfig = group(AlignmentConfig)
     loops: LoopConfig = group(LoopConfig)

@@ -95,7 +95,7 @@ class Reconstructor:
     ) -> Update | None:
         """Offer an image (H, W, 3) uint8 RGB; an Update when it became a keyframe, else None.
 
-        ``intrinsics`` are for this image's own size; they are used when the configuration says ``given``.
+        ``intrinsics`` are for this image's own size; the configuration says what they are used for.
         """
         if not self.select(image, stamp_ns, camera).take:
             return None
@@ -137,6 +137,8 @@ class Reconstructor:
         watch = Stopwatch()
         prepared = prepare(image, self._image_size)
         known = self.known_intrinsics(prepared, camera, intrinsics)
+        if known is None and intrinsics is not None and self.config.intrinsics == "guess":
+            self._guess(camera, prepared.transform.to_network(intrinsics))
         keyframe = Keyframe(self._offered, stamp_ns, camera, prepared)
         self._offered += 1
         with watch.stage("encode"):
@@ -247,6 +249,11 @@ class Reconstructor:
         newest = memory.places[-1]
         self._aligner.resume({newest.index: newest.anchor})
         self._cameras = {place.image.camera: place.anchor.intrinsics for place in memory.places}
+
+    def _guess(self, camera: str, intrinsics: Intrinsics) -> None:
+        """Begin the estimate of a camera's intrinsics from these."""
+        self._predictor.guess(camera, intrinsics)
+        self._aligner.guess(camera, intrinsics)
 
     def _predict(self, new: EncodedKeyframe) -> list[Edge]:
         ordered = [pair for old in self._window for pair in ((old, new), (new, old))]

@@ -56,6 +56,9 @@ class PairPredictor(ABC, Generic[Encoded]):
         ``intrinsics`` are given when known, for the prepared image.
         """
 
+    def guess(self, camera: str, intrinsics: Intrinsics) -> None:
+        """A first guess of a camera's intrinsics, for prepared images, which are estimated; by default of no use."""
+
     def announce(self, pairs: Sequence[tuple[Encoded, Encoded]]) -> None:
         """All pairs that several calls of ``predict`` are going to bring, before the first of them.
 

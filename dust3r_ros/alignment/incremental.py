@@ -56,6 +56,11 @@ class IncrementalAligner:
         self.config = config
         self._window = Window(window, keep_focals=config.share_focal)
         self._residuals = 0
+        self._guesses: dict[str, float] = {}
+
+    def guess(self, camera: str, intrinsics: Intrinsics) -> None:
+        """A first guess of a camera's focal, for its coming keyframes; their predictions outweigh it."""
+        self._guesses[camera] = intrinsics.focal_px / max(intrinsics.width, intrinsics.height)
 
     @property
     def residuals(self) -> int:
@@ -87,6 +92,7 @@ class IncrementalAligner:
         AlignmentError where predictions do not fit the sizes. A keyframe that fails leaves nothing behind.
         """
         self._check(index, edges, size, intrinsics)
+        guess = self._guesses.get(camera)
         camera = camera if self.config.share_focal else f"{camera} {index}"
         pixels = grid_pixels(size, self.config.grid)
         nowhere = Placement(np.eye(3), np.zeros(3), np.zeros(len(pixels)), np.zeros(len(pixels)))
@@ -96,7 +102,7 @@ class IncrementalAligner:
             self._window = window = self._window.copy()
             window.views[index] = view
             links = self._sample(edges)
-            window.note_focals(camera, links)
+            window.note_focals(camera, links, guess)
             first_depth = not any(v.has_depth for v in window.views.values())
             if not (self._bootstrap(index, links) if first_depth else self._place(index, links)):
                 return self._update(view, unregistered_view(window.intrinsics(view)), {}, {})

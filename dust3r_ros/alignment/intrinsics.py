@@ -15,6 +15,7 @@ from dust3r_ros.errors import AlignmentError
 from dust3r_ros.geometry import weighted_median
 
 DEFAULT_FOCAL = 1.0  # of the longer image side, where no prediction says better: 53 degrees
+GUESS_SPREAD = 0.05  # of the logarithm of a focal that the user guesses
 SPREAD_MAPS = 1000
 TILES = 4
 
@@ -39,6 +40,11 @@ class FocalTrack:
     mean: float = 0.0
     information: float = 0.0
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=SPREAD_MAPS))
+
+    @classmethod
+    def guessed(cls, focal: float) -> FocalTrack:
+        """One that begins with a guess, which counts like a measurement that errs by ``GUESS_SPREAD``."""
+        return cls(float(np.log(focal)), float(np.log(focal)), GUESS_SPREAD**-2)
 
     @property
     def relative_spread(self) -> float:

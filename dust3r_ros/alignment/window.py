@@ -89,9 +89,14 @@ class Window:
             other.hold(v, anchor)
         return other
 
-    def note_focals(self, camera: str, links: Sequence[Link]) -> None:
-        """Focals of the new own-frame maps; the first ones of a camera are its first estimate."""
+    def note_focals(self, camera: str, links: Sequence[Link], guess: float | None = None) -> None:
+        """Focals of the new own-frame maps; the first ones of a camera are its first estimate.
+
+        A ``guess`` of the camera's, in units of the longer side, counts until something is known of it.
+        """
         self.focals.setdefault(camera, FocalTrack(float(np.log(DEFAULT_FOCAL))))
+        if guess is not None and not self.focals[camera].recent:
+            self.focals[camera] = FocalTrack.guessed(guess)
         fresh = {name for name, track in self.focals.items() if not track.recent}
         for link in links:
             view = self.views[link.sampled.i]

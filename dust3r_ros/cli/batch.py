@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,14 +74,31 @@ def run(arguments: argparse.Namespace) -> int:
     replay = ["--topic", arguments.topic] if arguments.topic else []
     jobs = find_jobs(arguments.recordings, arguments.out, options=options, replay_options=replay)
     known = [outcome_of(job, overwrite=arguments.overwrite) for job in jobs]
-    out = output_folder(arguments.out)
     board = table.Board(known, lambda line: print(line, file=sys.stderr, flush=True))
-    try:
-        _run([outcome.job for outcome in known if outcome.state is not State.DONE], arguments.ray, share, board.report)
-    finally:
-        table.write(board.outcomes, out)
+    waiting = [outcome.job for outcome in known if outcome.state is not State.DONE]
+    with output_folder(arguments.out) as out, _alone(out):
+        try:
+            _run(waiting, arguments.ray, share, board.report)
+        finally:
+            if not all(outcome.state is State.NEW for outcome in board.outcomes):
+                table.write(board.outcomes, out)
     print(table.text(board.outcomes))
     return 0 if all(outcome.state is State.DONE for outcome in board.outcomes) else SOME_FAILED
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Raises FleetError while another call works in the folder, on this machine."""
+    import fcntl  # not on Windows
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise FleetError(f"{folder}: another batch is at work there") from error
+    finally:
+        os.close(descriptor)
 
 
 def _share(arguments: argparse.Namespace, config: ReconstructorConfig) -> Share:

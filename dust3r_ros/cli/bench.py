@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,12 @@ def register(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table, write figures and plot."""
+    with output_folder(arguments.out.parent) if arguments.out is not None else nullcontext():
+        _measure(arguments)
+    return 0
+
+
+def _measure(arguments: argparse.Namespace) -> None:
     import torch
 
     from dust3r_ros.evaluation.network_report import bench_figures, draw_bench, tables
@@ -59,8 +66,6 @@ def run(arguments: argparse.Namespace) -> int:
     from dust3r_ros.mapping.export import write_json
     from dust3r_ros.network.weights import resolve_device
 
-    if arguments.out is not None:
-        output_folder(arguments.out.parent)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = resolve_device(arguments.device)
@@ -79,7 +84,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         write_json(figures, arguments.out)
         draw_bench(figures, arguments.out.with_suffix(".png"))
-    return 0
 
 
 def _network(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,14 @@ def add_options(parser: argparse.ArgumentParser, config_class: type) -> None:
         _add(parser, option)
 
 
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """``--overwrite``, for ``results_folder``."""
+    parser.add_argument("--overwrite", action="store_true", help="replace the results that are in DIR already")
+
+
 def add_results_options(parser: argparse.ArgumentParser) -> None:
     """``--overwrite``, ``--export``, and an option for every step of the clean-up."""
-    parser.add_argument("--overwrite", action="store_true", help="replace the results that are in DIR already")
+    add_overwrite(parser)
     parser.add_argument(
         "--export", default="", metavar="NAMES",
         help="more files in DIR: all, or names with commas between: glb (cloud, cameras), pcd, kitti (poses), colmap "
@@ -117,8 +123,8 @@ def config_of(arguments: argparse.Namespace) -> ReconstructorConfig:
 
 
 def with_given_intrinsics(config: ReconstructorConfig) -> ReconstructorConfig:
-    """The same, using the intrinsics that come with the images."""
-    return replace(config, intrinsics="given")
+    """The same, using the intrinsics that come with the images, unless they are to be a guess."""
+    return config if config.intrinsics == "guess" else replace(config, intrinsics="given")
 
 
 def parse_value(name: str, text: str) -> Value:
@@ -138,19 +144,33 @@ def parse_value(name: str, text: str) -> Value:
     return converted
 
 
-def output_folder(path: Path) -> Path:
-    """The folder results go to, made when it is missing: before the long work, not after. Raises ExportError."""
+@contextmanager
+def output_folder(path: Path) -> Iterator[Path]:
+    """The folder results go to, made when it is missing: before the long work, not after.
+
+    When the block raises and has left nothing in it, what was made is taken away again. Raises ExportError.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExportError(f"cannot write to {path}: {error.strerror or error}") from error
-    return path
+    try:
+        yield path
+    except BaseException:
+        with suppress(OSError):  # something is in it
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
-def results_folder(arguments: argparse.Namespace) -> Path:
-    """``--out``, made when it is missing. Raises ExportError when it holds cameras already: results, or a pack."""
+def results_folder(arguments: argparse.Namespace, *results: str) -> AbstractContextManager[Path]:
+    """``--out`` as ``output_folder``.
+
+    Raises ExportError when one of the files ``results`` is there already, unless ``--overwrite`` is given.
+    """
     folder: Path = arguments.out
-    if (folder / "cameras.json").exists() and not arguments.overwrite:
+    if not arguments.overwrite and any((folder / name).exists() for name in results):
         raise ExportError(f"{folder} holds results already: choose another folder, or give --overwrite")
     return output_folder(folder)
 

@@ -92,11 +92,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.camera is not None:
         camera_of(arguments, 1, 1)  # wrong ones are refused before the work
         config = with_given_intrinsics(config)
-    elif config.intrinsics == "given":
-        raise ImageError("--intrinsics given needs --camera FX FY CX CY: images do not tell their intrinsics")
+    elif config.intrinsics != "estimate":
+        raise ImageError(
+            f"--intrinsics {config.intrinsics} needs --camera FX FY CX CY: images do not tell their intrinsics"
+        )
     paths = find_images(arguments.images)
-    out = results_folder(arguments)
-    with progress_bars() as bars:
+    with results_folder(arguments, "cameras.json") as out, progress_bars() as bars:
         result = _reconstruct(paths, arguments, config, out, bars)
         cleaned = clean(result, config.map, cleaning)
         finished = Finished(cleaned, Summary.of(cleaned.result), config, arguments.images[0].resolve().name)

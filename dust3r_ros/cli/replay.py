@@ -63,13 +63,12 @@ def run(arguments: argparse.Namespace) -> int:
     damage: RecordingError | None = None
     with open_recording(arguments.bag) as recording:
         topic = recording.choose_image_topic(arguments.topic)
-        if config.intrinsics == "given":
-            _require_intrinsics(recording, topic.name)
-        out = results_folder(arguments)
+        if config.intrinsics != "estimate":
+            _require_intrinsics(recording, topic.name, config.intrinsics)
         needs_all = bool(exports) or clean_config(arguments) != CleanConfig()
-        reconstructor = Reconstructor(config, load_predictor(config))
-        replayed = IncrementalRun(reconstructor, keep=None if needs_all else KEPT_VIEWS)
-        with progress_bars() as bars:
+        with results_folder(arguments, "cameras.json") as out, progress_bars() as bars:
+            reconstructor = Reconstructor(config, load_predictor(config))
+            replayed = IncrementalRun(reconstructor, keep=None if needs_all else KEPT_VIEWS)
             damage = _feed(replayed, recording, topic.name, topic.count, bars)
             result = replayed.result()
             if result.images == 0:
@@ -83,10 +82,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _require_intrinsics(recording: Recording, topic: str) -> None:
+def _require_intrinsics(recording: Recording, topic: str, use: str) -> None:
     first = next(recording.frames(topic), None)
     if first is not None and first.intrinsics is None:
-        raise RecordingError(f"{recording.path} has no CameraInfo that fits {topic}, which --intrinsics given needs")
+        raise RecordingError(f"{recording.path} has no CameraInfo that fits {topic}, which --intrinsics {use} needs")
 
 
 def _feed(

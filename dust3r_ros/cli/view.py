@@ -38,7 +38,7 @@ def register(commands: Any) -> None:
         "view",
         help="show a result, or watch a reconstruction, on a web page",
         description="Show a result folder on a web page, or reconstruct images, a video or a recording there while you "
-        "watch. Without a source, drop images into the page.",
+        "watch. Without a source, put images into the page, one by one or as a .zip.",
     )
     parser.add_argument(
         "source", type=Path, nargs="*", metavar="SOURCE",

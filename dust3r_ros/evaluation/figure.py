@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from dust3r_ros.data import BoolArray, FloatArray
+from dust3r_ros.files import replacing
 from dust3r_ros.mapping.cloud import PointCloud
-from dust3r_ros.mapping.export import replacing
 from dust3r_ros.mapping.upright import up_of
 
 MAX_POINTS = 250_000  # drawn a view

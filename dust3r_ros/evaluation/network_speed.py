@@ -72,15 +72,15 @@ class PrecisionSpeed:
 
 @dataclass(frozen=True)
 class StreamSpeed:
-    """Keyframes that come one by one, each paired both ways with the three before it; seconds of all, by wall clock.
+    """Keyframes that come one by one, each paired both ways with the three before it: the time of them all.
 
-    The reference's is what its pairs take, one measured and multiplied; ratios are those of the two best times.
+    By precision; the reference's float32 and bfloat16 by autocast, of which one pair is measured and multiplied.
     """
 
     keyframes: int
     pairs: int
-    seconds: dict[str, float]  # by precision
-    reference_seconds: dict[str, float]  # float32, and bfloat16 by autocast
+    ours: dict[str, Timing]
+    reference: dict[str, Timing]
 
 
 def measure_precision(
@@ -133,8 +133,8 @@ def measure_stream(
     return StreamSpeed(
         keyframes=keyframes,
         pairs=pairs,
-        seconds={n.removeprefix("torch."): t.best for n, t in times.items() if not n.startswith("reference")},
-        reference_seconds={dtype: pairs * times[f"reference {dtype}"].best for dtype in ("float32", "bfloat16")},
+        ours={n.removeprefix("torch."): t for n, t in times.items() if not n.startswith("reference")},
+        reference={dtype: times[f"reference {dtype}"].times(pairs) for dtype in ("float32", "bfloat16")},
     )
 
 

@@ -20,9 +20,9 @@ from dust3r_ros.data import ByteImage, FloatArray, PosedView
 from dust3r_ros.evaluation.exports import Cleaned
 from dust3r_ros.evaluation.figure import upright_axes
 from dust3r_ros.evaluation.run import draw_result
+from dust3r_ros.files import replacing
 from dust3r_ros.images import to_jpeg
 from dust3r_ros.mapping.cloud import PointCloud
-from dust3r_ros.mapping.export import replacing
 from dust3r_ros.mapping.gltf import frustum_corners, frustum_depth
 from dust3r_ros.options import flatten_config
 from dust3r_ros.pictures import confidence_picture, depth_picture, thumbnail

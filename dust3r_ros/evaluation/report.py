@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +11,15 @@ from typing import Any
 from dust3r_ros.evaluation.metrics import PoseErrors
 from dust3r_ros.evaluation.results import Reconstruction
 
+_LEAST_ANGLE_DEG, _MOST_ANGLE_DEG = 8.0, 140.0  # fields of view of lenses that people use
+
 
 @dataclass(frozen=True)
 class Summary:
     """What a run is summed up by; None for what is not known. Lengths are in the unit of truth, ``unit``.
 
-    ``refused`` says of every image that cannot be read why; ``undecodable`` images of a recording could not be decoded.
+    ``image_px`` is the images' longer side. ``refused`` says of every image that cannot be read why; ``undecodable``
+    images of a recording could not be decoded.
     ``tracked`` images have a pose, keyframes included, where all were tracked; ``tracked_ate`` is the error of theirs.
     """
 
@@ -26,6 +30,7 @@ class Summary:
     seconds: float
     points: int
     focal_px: float | None = None
+    image_px: int = 0
     true_focal_px: float | None = None
     errors: PoseErrors | None = None
     path_length: float | None = None
@@ -50,6 +55,7 @@ class Summary:
             seconds=result.seconds,
             points=len(result.cloud),
             focal_px=result.focal_px,
+            image_px=max((max(v.intrinsics.width, v.intrinsics.height) for v in result.views), default=0),
             true_focal_px=true_focal_px,
             errors=errors,
             path_length=path_length,
@@ -70,6 +76,17 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def focal_text(focal_px: float, image_px: int) -> str:
+    """A focal, and a doubt where no usual lens has it; ``image_px`` is the image's longer side, 0 where not known."""
+    text = f"{focal_px:.1f} px"
+    if not image_px:
+        return text
+    angle = math.degrees(2 * math.atan(image_px / (2 * focal_px)))
+    if _LEAST_ANGLE_DEG <= angle <= _MOST_ANGLE_DEG:
+        return text
+    return f"{text}, not plausible: a field of view of {angle:.0f} degrees"
+
+
 def summary_rows(summary: Summary) -> list[tuple[str, str]]:
     """A summary as (what, value), errors against truth only where it is known."""
     s = summary
@@ -83,7 +100,7 @@ def summary_rows(summary: Summary) -> list[tuple[str, str]]:
     ]
     if s.focal_px is not None:
         off = f", {100 * abs(s.focal_px / s.true_focal_px - 1):.1f} % from the true" if s.true_focal_px else ""
-        rows.append(("focal", f"{s.focal_px:.1f} px{off}"))
+        rows.append(("focal", f"{focal_text(s.focal_px, s.image_px)}{off}"))
     if s.undecodable:
         rows.insert(2, ("images left out", f"{s.undecodable} that cannot be decoded"))
     if s.refused:

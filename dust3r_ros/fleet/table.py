@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dust3r_ros.evaluation.report import markdown_table
+from dust3r_ros.files import replacing
 from dust3r_ros.fleet.run import Outcome, State
-from dust3r_ros.mapping.export import replacing, write_json
+from dust3r_ros.mapping.export import write_json
 
 _HEADER = ("recording", "state", "images", "keyframes", "placed", "points", "focal px", "path error %", "s", "")
 _FIGURES = ("images", "keyframes", "registered", "points", "focal_px", "ate_percent")

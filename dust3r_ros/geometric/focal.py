@@ -20,6 +20,7 @@ from dust3r_ros.geometric.twoview import RelativePose, decompose, refine_poses, 
 
 PRIOR = 1.0  # a view 60 degrees wide at 4:3
 PRIOR_SPREAD = 0.35  # of the logarithm
+GUESS_SPREAD = 0.05  # of the logarithm of a focal that the user guesses
 CANDIDATES = np.exp(np.linspace(np.log(0.35), np.log(3.5), 25))
 MAX_MATCHES = 250
 MAX_PAIRS = 60
@@ -45,11 +46,13 @@ class SizedMatches:
     size_j: tuple[int, int]
 
 
-def relative_focal(total: FloatArray) -> tuple[float, float]:
-    """Mean and standard deviation of the logarithm of the relative focal under a summed profile (25,)."""
+def relative_focal(
+    total: FloatArray, prior: float = PRIOR, prior_spread: float = PRIOR_SPREAD
+) -> tuple[float, float]:  # fmt: skip
+    """Mean and standard deviation of the logarithm of the relative focal under a summed profile (25,) and a prior."""
     log_focal = np.log(CANDIDATES)
     fine = np.linspace(log_focal[0], log_focal[-1], 2000)
-    cost = CubicSpline(log_focal, total)(fine) + (fine - np.log(PRIOR)) ** 2 / (2 * PRIOR_SPREAD**2)
+    cost = CubicSpline(log_focal, total)(fine) + (fine - np.log(prior)) ** 2 / (2 * prior_spread**2)
     weight = np.exp(-(cost - cost.min()))
     weight /= weight.sum()
     mean = float(weight @ fine)
@@ -104,6 +107,11 @@ class FocalCalibrator:
         self._seed = seed
         self._totals: dict[str, FloatArray] = {}
         self._counts: dict[str, int] = {}
+        self._guesses: dict[str, float] = {}
+
+    def guess(self, camera: str, relative: float) -> None:
+        """A first guess of a camera's relative focal, to which its pairs are added."""
+        self._guesses[camera] = relative
 
     def observe(self, camera: str, pairs: list[SizedMatches]) -> None:
         """Take in pairs of a camera, those with most matches first, until it has enough."""
@@ -117,7 +125,8 @@ class FocalCalibrator:
 
     def relative(self, camera: str) -> tuple[float, float]:
         """Focal over ``sqrt(width * height)``, and the standard deviation of its logarithm."""
-        mean, spread = relative_focal(self._totals.get(camera, np.zeros(len(CANDIDATES))))
+        prior = (self._guesses[camera], GUESS_SPREAD) if camera in self._guesses else (PRIOR, PRIOR_SPREAD)
+        mean, spread = relative_focal(self._totals.get(camera, np.zeros(len(CANDIDATES))), *prior)
         return float(np.exp(mean)), spread
 
     def focal(self, camera: str, width: int, height: int) -> Focal:

@@ -85,6 +85,9 @@ class GeometricPredictor(PairPredictor[GeometricView]):
         self._sizes: dict[str, tuple[int, int]] = {}
         self._announced: dict[_Key, Matches] = {}
 
+    def guess(self, camera: str, intrinsics: Intrinsics) -> None:
+        self._calibrator.guess(camera, intrinsics.focal_px / float(np.sqrt(intrinsics.width * intrinsics.height)))
+
     def describe(self, encoded: GeometricView) -> FloatArray:
         return pooled(encoded.features)
 

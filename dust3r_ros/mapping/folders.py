@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from dust3r_ros.data import BoolArray, ByteImage, FloatArray, Intrinsics, PosedView
 from dust3r_ros.errors import ExportError
-from dust3r_ros.mapping.export import CameraRecord, replacing, write_cameras_json, write_json
+from dust3r_ros.files import replacing
+from dust3r_ros.mapping.export import CameraRecord, write_cameras_json, write_json
 
 UNITS_A_STEP = 1000  # a 16-bit depth image counts thousandths of the world's unit: millimetres where it is metric
 _JPEG_QUALITY = 95
@@ -58,7 +59,10 @@ def write_exr(depth: FloatArray, path: Path) -> None:
         raise ExportError(f"{path} needs OpenEXR, which cannot be loaded ({error}): pip install OpenEXR") from error
     header = {"compression": openexr.ZIP_COMPRESSION, "type": openexr.scanlineimage}
     with replacing(path) as scratch, openexr.File(header, {"Z": np.ascontiguousarray(depth, np.float32)}) as file:
-        file.write(str(scratch))
+        try:
+            file.write(str(scratch))
+        except RuntimeError as error:  # a full disk
+            raise ExportError(f"cannot write {path}: {' '.join(str(error).split())}") from error
 
 
 def write_transforms(views: Sequence[PosedView], files: Sequence[str], path: Path, *, cloud_file: str = "") -> None:

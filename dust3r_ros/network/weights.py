@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dust3r_ros.errors import CheckpointError, ConfigError
+from dust3r_ros.errors import CheckpointError, ConfigError, ExportError
+from dust3r_ros.files import replacing
 from dust3r_ros.network.architecture import ModelSource, keywords_from_config
 from dust3r_ros.network.checkpoint import (
     CONFIG_FILE,
@@ -151,7 +154,6 @@ def save_model(
     if dtype not in DTYPES:
         raise ConfigError(f"dtype must be {', '.join(DTYPES)}, got {dtype!r}")
     folder, source = Path(folder), source or model.source
-    folder.mkdir(parents=True, exist_ok=True)
     aliases = _aliases(model)
     weights = {
         name: value.detach().to("cpu", DTYPES[dtype]).contiguous()
@@ -160,11 +162,20 @@ def save_model(
     }
     own = {"name": source.name, "trained": source.trained, "licence": source.licence}
     config = json.dumps({**keywords_from_config(model.config), OWN_SECTION: own}, indent=2) + "\n"
-    unfinished = folder / f"{WEIGHTS_FILE}.part"
-    save_file(weights, unfinished, metadata={"format": "pt"})
-    (folder / f"{CONFIG_FILE}.part").write_text(config, encoding="utf-8")
-    unfinished.replace(folder / WEIGHTS_FILE)
-    (folder / f"{CONFIG_FILE}.part").replace(folder / CONFIG_FILE)
+    write_tensors(weights, folder / WEIGHTS_FILE, {"format": "pt"})
+    with replacing(folder / CONFIG_FILE) as scratch:
+        scratch.write_text(config, encoding="utf-8")
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """A safetensors file, on the disk when this returns. Raises ExportError when the system refuses."""
+    with replacing(path) as scratch:
+        try:
+            save_file(dict(tensors), scratch, metadata=dict(metadata))
+        except SafetensorError as error:  # a full disk, too
+            raise ExportError(f"cannot write {path}: {error}") from error
+        with scratch.open("rb+") as file:
+            os.fsync(file.fileno())
 
 
 def _aliases(model: Dust3rNetwork) -> dict[str, str]:

@@ -15,7 +15,7 @@ import resource
 import sys
 from pathlib import Path
 
-SLACK_MB = 64.0  # freed memory that may be kept for the next keyframes: the system clears each page it hands out
+SLACK_MB = 32.0  # freed memory that may be kept for the next keyframes: the system clears each page it hands out
 
 
 _M_ARENA_MAX = -8  # malloc.h

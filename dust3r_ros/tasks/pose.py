@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dust3r_ros.alignment.initialise import robust_similarity
+from dust3r_ros.alignment.initialise import points_in_both_frames, robust_similarity
 from dust3r_ros.data import BoolArray, FloatArray, Intrinsics, PairPrediction
 from dust3r_ros.errors import AlignmentError
 from dust3r_ros.geometry import Similarity, make_pose, procrustes
@@ -34,22 +34,12 @@ def relative_pose_procrustes(prediction: PairPrediction, back: PairPrediction) -
     use = use[:: max(1, len(use) // MOST_POINTS)]
     if len(use) < LEAST_POINTS:
         raise AlignmentError(f"a pose needs at least {LEAST_POINTS} points, got {len(use)}")
-    source, target, weight = (values[use].astype(np.float64) for values in (source, target, weight))
+    source, target, weight = source[use], target[use], weight[use]
     agreeing = _consensus(source, target)
     fit = robust_similarity(source[agreeing].T, target[agreeing].T, weight[agreeing])
     if fit is None:
         raise AlignmentError(f"no similarity fits the {len(use)} points in both frames")
     return CameraPose(make_pose(fit.rotation, fit.translation), _near(fit, source, target))
-
-
-def points_in_both_frames(forward: PairPrediction, back: PairPrediction) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Every point of both views in camera j's frame, in camera i's (N, 3), and their weights (N,): the geometric mean
-    of both confidences, 0 where there is no prediction. ``forward`` is the pair (i, j), ``back`` (j, i).
-    """
-    here = np.concatenate([back.points_i.reshape(-1, 3), back.points_j.reshape(-1, 3)])
-    there = np.concatenate([forward.points_j.reshape(-1, 3), forward.points_i.reshape(-1, 3)])
-    weight = np.sqrt(np.concatenate([(forward.conf_j * back.conf_i).ravel(), (forward.conf_i * back.conf_j).ravel()]))
-    return here, there, weight
 
 
 def _consensus(source: FloatArray, target: FloatArray) -> BoolArray:

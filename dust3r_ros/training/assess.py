@@ -9,10 +9,10 @@ from itertools import count
 import numpy as np
 import torch
 
+from dust3r_ros.alignment import pair_similarity
 from dust3r_ros.data import FloatArray, PairPrediction
-from dust3r_ros.geometry import Similarity, procrustes, rotation_angle_deg
+from dust3r_ros.geometry import Similarity, rotation_angle_deg
 from dust3r_ros.network import Dust3rNetwork, Pointmaps
-from dust3r_ros.tasks.pose import points_in_both_frames
 from dust3r_ros.training.pairs import (
     HELD_OUT_SEED,
     ChunkRequest,
@@ -98,11 +98,7 @@ def relative_pose(forward: Pointmaps, backward: Pointmaps, number: int) -> Simil
     frame (``backward``: the pair the other way round) onto those in the first's. The same pose where there is no such
     thing.
     """
-    points = points_in_both_frames(_prediction(forward, number), _prediction(backward, number))
-    try:
-        return procrustes(*points)
-    except (ValueError, np.linalg.LinAlgError):  # points that are not finite, or all in one place
-        return Similarity.identity()
+    return pair_similarity(_prediction(forward, number), _prediction(backward, number)) or Similarity.identity()
 
 
 def _prediction(maps: Pointmaps, number: int) -> PairPrediction:

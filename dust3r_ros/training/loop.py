@@ -38,9 +38,12 @@ _MEANS = ("loss", "error", "matching", "motion", "gradient")  # of the steps sin
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a call of ``train`` left: the state's progress, and the last measurement if there was one."""
+    """What a call of ``train`` left: the state's progress, of so many ``pairs`` of the whole run, and the last
+    measurement if there was one.
+    """
 
     progress: Progress
+    pairs: int
     finished: bool
     interrupted: bool
     assessment: Assessment | None
@@ -129,7 +132,7 @@ class Run:
         if measured is not None:
             record.draw_curves(self.folder)
         finished = self.progress.pairs >= self.config.pairs
-        return RunResult(self.progress, finished, stopped(), measured)
+        return RunResult(self.progress, self.config.pairs, finished, stopped(), measured)
 
     def save(self) -> None:
         """The state, and the averaged weights as a checkpoint that ``load_model`` reads."""

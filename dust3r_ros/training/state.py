@@ -7,7 +7,6 @@ metadata. It is replaced by a whole one only.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,12 +14,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dust3r_ros.errors import TrainingError
 from dust3r_ros.network import ModelSource, NetworkConfig
 from dust3r_ros.network.architecture import config_from_keywords, keywords_from_config
+from dust3r_ros.network.weights import write_tensors
 from dust3r_ros.training.step import Learner
 
 FORMAT = 2
@@ -65,12 +64,7 @@ def save_run(
         "progress": asdict(progress),
         "optimiser_steps": 0 if small else learner.optimiser.steps,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.part")
-    save_file(tensors, unfinished, metadata={"run": json.dumps(content)})
-    with unfinished.open("rb+") as file:
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    write_tensors(tensors, path, {"run": json.dumps(content)})
 
 
 def read_run(path: Path) -> SavedRun:

@@ -20,6 +20,7 @@ from dust3r_ros.evaluation.exports import EXPORTS, Cleaned, clean, image_stems, 
 from dust3r_ros.evaluation.metrics import align_centres
 from dust3r_ros.evaluation.packs import load_pack
 from dust3r_ros.evaluation.results import run_batch, write_results
+from dust3r_ros.mapping.folders import write_exr
 from dust3r_ros.mapping.tracks import find_tracks
 from dust3r_ros.options import make_config
 from dust3r_ros.pipeline import SourceImage
@@ -302,6 +303,18 @@ def test_exr_holds_the_depth_as_its_z(cleaned, tmp_path):
     assert attributes["channels"].split(b"\0")[0] == b"Z"
     np.testing.assert_array_equal(depth, cleaned.result.views[2].estimate.depth * cleaned.masks[2])
     assert (depth > 0).sum() > 1000
+
+
+def test_exr_on_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
+    openexr = pytest.importorskip("OpenEXR")
+
+    def full(self, name: str) -> None:
+        raise RuntimeError("Failed to write pixel data. No space left on device.")
+
+    monkeypatch.setattr(openexr.File, "write", full)
+    with pytest.raises(ExportError, match=r"cannot write .*a\.exr: Failed to write .* No space left on device"):
+        write_exr(np.ones((4, 5), np.float32), tmp_path / "a.exr")
+    assert not any(tmp_path.iterdir())
 
 
 def test_one_export_that_fails_does_not_stop_the_others(cleaned, tmp_path):

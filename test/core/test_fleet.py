@@ -1,7 +1,9 @@
 """Many recordings: what is found, what each run does of them, and what is left when one fails or all is stopped."""
 
 import csv
+import fcntl
 import json
+import logging
 import os
 import signal
 import threading
@@ -20,6 +22,13 @@ from dust3r_ros.fleet.jobs import Job, find_jobs, is_recording
 from dust3r_ros.fleet.run import LOG, RECORD, Outcome, Share, State, outcome_of, run_here, run_job
 
 SMALL = ("--checkpoint", "tiny", "--device", "cpu", "--image-size", "64")
+
+
+@pytest.fixture(autouse=True)
+def quiet_again():
+    """The command line sets the package's level of logging."""
+    yield
+    logging.getLogger("dust3r_ros").setLevel(logging.NOTSET)
 
 
 def write_image(path: Path) -> Path:
@@ -144,6 +153,19 @@ def test_mistakes_are_refused_before_anything_is_begun(tmp_path, capsys):
         assert main(["batch", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *wrong]) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_second_call_at_the_same_time_is_refused(tmp_path, capsys):
+    write_image(tmp_path / "in" / "1.png")
+    (tmp_path / "out").mkdir()
+    at_work = os.open(tmp_path / "out", os.O_RDONLY)
+    fcntl.flock(at_work, fcntl.LOCK_EX)
+    try:
+        assert main(["batch", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 2
+    finally:
+        os.close(at_work)
+    assert "another batch is at work there" in capsys.readouterr().err
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_options_are_handed_on_as_they_were_given(tmp_path):

@@ -175,9 +175,13 @@ def test_focal_prior_alone():
     assert spread == pytest.approx(PRIOR_SPREAD, rel=0.02)
 
 
+@pytest.mark.parametrize("guess", [0.0, 1.1])
 @pytest.mark.parametrize("focal_px", [220.0, 300.0, 520.0])
-def test_focal_from_matches(focal_px):
+def test_focal_from_matches(focal_px, guess):
     calibrator, rng = FocalCalibrator(0), np.random.default_rng(1)
+    if guess:
+        calibrator.guess("a", guess * focal_px / np.sqrt(320 * 240))
+        assert calibrator.focal("a", 320, 240).focal_px == pytest.approx(guess * focal_px, rel=0.001)
     pairs = []
     for n in range(6):
         rays_i, rays_j, _, _ = matched_rays(noise_px=0.0, centre=rng.normal(0, 0.4, 3), seed=n)

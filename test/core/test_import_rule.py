@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "dust3r_ros"
 LEVELS = [
     {"errors"},
-    {"options", "data"},
+    {"options", "data", "files"},
     {"config"},
     {"predictor"},
     {"geometry", "corners"},

@@ -8,7 +8,7 @@ import pytest
 
 from dust3r_ros.batch import reconstruct
 from dust3r_ros.config import ReconstructorConfig
-from dust3r_ros.data import PairPrediction, PairState, PreparedImage
+from dust3r_ros.data import Intrinsics, PairPrediction, PairState, PreparedImage
 from dust3r_ros.errors import AlignmentError
 from dust3r_ros.geometry import procrustes
 from dust3r_ros.options import make_config
@@ -95,6 +95,16 @@ def test_given_intrinsics_are_used_exactly(walk, images, truth):
     last = [u for u in updates if u is not None][-1]
     np.testing.assert_allclose(last.intrinsics.matrix(), walk.intrinsics.matrix(), rtol=1e-9)
     assert last.focal_spread_px == 0
+
+
+def test_a_guess_of_the_intrinsics_is_where_the_estimate_begins_and_is_outweighed(walk, images, truth):
+    focal = walk.intrinsics.focal_px
+    guess = Intrinsics.from_focal(1.08 * focal, walk.intrinsics.width, walk.intrinsics.height)
+    config = make_config(ReconstructorConfig, {"intrinsics": "guess", "keyframes.every_image": True})
+    reconstructor = Reconstructor(config, truth)
+    updates = [reconstructor.add(image, stamp, intrinsics=guess) for image, stamp in images[:6]]
+    assert updates[0].intrinsics.focal_px == pytest.approx(guess.focal_px)  # one image tells nothing yet
+    assert updates[-1].intrinsics.focal_px == pytest.approx(focal, rel=0.005)
 
 
 def test_standing_still_adds_nothing(walk, images, truth):

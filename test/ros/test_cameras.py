@@ -80,6 +80,18 @@ def test_distortion_is_undone_and_the_published_intrinsics_are_the_straight_imag
         assert ways[1][0] / ways[0][0] == pytest.approx(2.0, rel=0.1)
 
 
+def test_a_camera_info_as_first_guess_is_where_the_estimate_begins(start):
+    rig = start(*SMALL, "intrinsics:=guess")
+    topic = f"{rig.namespace}/camera_info"
+    with running(rig):
+        rig.film(f"{rig.namespace}/image", ["rgb8"], "--info", topic)
+        assert rig.recorded.intrinsics.focal_px == pytest.approx(FOCAL_PX)  # and not the view of 53 degrees
+        rig.film(f"{rig.namespace}/image", ["rgb8"] * 3, "--info", topic, "--from", "1")
+        assert rig.recorded.intrinsics.focal_px != FOCAL_PX
+        assert rig.recorded.intrinsics.focal_px == pytest.approx(FOCAL_PX, rel=0.05)
+        assert rig.recorded.status.focal_spread_px > 0
+
+
 def test_images_before_their_calibration_are_counted_by_that_reason(start):
     rig = start(*SMALL)  # intrinsics are estimated, but somebody publishes a CameraInfo
     topic = f"{rig.namespace}/camera_info"
