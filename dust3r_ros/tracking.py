@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dust3r_ros.config import TrackingConfig
 from dust3r_ros.corners import SPACING_PX, corner_flow, find_corners, small_grey
@@ -73,7 +72,7 @@ class Tracker:
 
     def forget(self, stamp_ns: int) -> None:
         """An image that was to become a keyframe will not be one."""
-        self._tracks = self._tracks.select(self._tracks.source_ns != stamp_ns)
+        self._tracks = self._tracks.among([known for known in self._tracks.keyframes if known != stamp_ns])
 
     def look(self, image: ByteImage, stamp_ns: int, *, keyframe: bool,
              straighten: Straighten | None = None) -> TrackedPose:  # fmt: skip
@@ -93,14 +92,16 @@ class Tracker:
         """The pose by the visible tracks, which the image shows at ``pixels`` (N, 2), and the known keyframes."""
         lost = TrackedPose(0, TrackingState.LOST)
         tracks = self._tracks.select(self._tracks.visible)
-        points = np.full((len(pixels), 3), np.nan)
-        for stamp_ns, keyframe in known.items():
-            own = tracks.source_ns == stamp_ns
-            points[own] = keyframe.points_world(tracks.source_px[own])
+        points, sources = np.full((len(pixels), 3), np.nan), np.zeros(len(pixels), np.int64)
+        for column, stamp_ns in enumerate(tracks.keyframes):  # of the keyframes that show a corner the newest counts
+            if (keyframe := known.get(stamp_ns)) is not None:
+                seen = keyframe.points_world(tracks.pixels[:, column])
+                there = np.isfinite(seen).all(axis=1)
+                points[there], sources[there] = seen[there], stamp_ns
         good = np.isfinite(points).all(axis=1)
         if np.count_nonzero(good) < self._config.min_points:
             return replace(lost, points=int(np.count_nonzero(good)))
-        points, pixels, sources = points[good], pixels[good], tracks.source_ns[good]
+        points, pixels, sources = points[good], pixels[good], sources[good]
         newest = max(known.values(), key=lambda seen: seen.index)
         try:
             pose = pose_from_points(points, pixels, newest.intrinsics)
@@ -137,31 +138,38 @@ class _Tracks:
 
     They are followed from an anchor image ``grey``, where they are at ``anchored`` (N, 2), until they have moved or
     dwindled so much that a newer image serves better: a standing camera collects no drift. ``now`` (N, 2) is where they
-    were last, ``visible`` (N,) whether the newest image shows them. Each was at ``source_px`` (N, 2), original pixels
-    without distortion, in the keyframe of stamp ``source_ns`` (N,).
+    were last, ``visible`` (N,) whether the newest image shows them. ``pixels`` (N, K, 2) is where each of the
+    ``keyframes``, by stamp, the oldest first, shows them: original pixels without distortion, NaN where it does not.
     """
 
     grey: ByteImage | None
     anchored: FloatArray
     now: FloatArray
     visible: BoolArray
-    source_ns: NDArray[np.int64]
-    source_px: FloatArray
+    keyframes: tuple[int, ...]
+    pixels: FloatArray
 
     @classmethod
     def none(cls) -> _Tracks:
         nowhere = np.zeros((0, 2), np.float32)
-        return cls(None, nowhere, nowhere, np.zeros(0, bool), np.zeros(0, np.int64), np.zeros((0, 2)))
+        return cls(None, nowhere, nowhere, np.zeros(0, bool), (), np.zeros((0, 0, 2)))
 
     def select(self, mask: BoolArray) -> _Tracks:
-        return _Tracks(self.grey, self.anchored[mask], self.now[mask], self.visible[mask], self.source_ns[mask],
-                       self.source_px[mask])  # fmt: skip
+        return _Tracks(self.grey, self.anchored[mask], self.now[mask], self.visible[mask], self.keyframes,
+                       self.pixels[mask])  # fmt: skip
+
+    def among(self, stamps: Collection[int]) -> _Tracks:
+        """Those of some keyframes alone."""
+        columns = [column for column, stamp_ns in enumerate(self.keyframes) if stamp_ns in stamps]
+        pixels = self.pixels[:, columns]
+        left = replace(self, keyframes=tuple(self.keyframes[column] for column in columns), pixels=pixels)
+        return left.select(np.asarray(np.isfinite(pixels).any(axis=(1, 2))))
 
     def wanted(self, known: Collection[int]) -> _Tracks:
         """Without those of keyframes that are too old, or that newer ones overtook and that will never be known."""
         if not known:
             return self
-        return self.select(np.isin(self.source_ns, list(known)) | (self.source_ns > max(known)))
+        return self.among([stamp_ns for stamp_ns in self.keyframes if stamp_ns in known or stamp_ns > max(known)])
 
     def followed(self, grey: ByteImage) -> _Tracks:
         """In a new image; one that shows too few of them leaves them as they were, to be found in the next."""
@@ -187,18 +195,15 @@ class _Tracks:
 
     def begun(self, grey: ByteImage, stamp_ns: int, count: int, grown: FloatArray,
               straighten: Straighten | None) -> _Tracks:  # fmt: skip
-        """With a new keyframe's corners, where there are none yet; ``grown`` is the original's size by ``grey``'s."""
+        """With a keyframe, and its corners where there are none yet; ``grown``: the original's size over ``grey``'s."""
         old = self.reanchored(grey) if self.visible.any() else _Tracks.none()
         corners = find_corners(grey, count)
         if len(old.now) and len(corners):
             gaps = np.linalg.norm(corners[:, None] - old.now[None], axis=2).min(axis=1)
             corners = corners[gaps >= SPACING_PX]
-        pixels = (corners + 0.5) * grown
-        straight = pixels if straighten is None or not len(pixels) else straighten(pixels)
         at = np.concatenate([old.now, corners]).astype(np.float32)
-        return _Tracks(
-            grey, at, at,
-            visible=np.concatenate([old.visible, np.ones(len(corners), bool)]),
-            source_ns=np.concatenate([old.source_ns, np.full(len(corners), stamp_ns, np.int64)]),
-            source_px=np.concatenate([old.source_px, straight]),
-        )  # fmt: skip
+        bent = (at + 0.5) * grown
+        straight = bent if straighten is None or not len(at) else straighten(bent)
+        pixels = np.full((len(at), len(old.keyframes) + 1, 2), np.nan)
+        pixels[: len(old.now), :-1], pixels[:, -1] = old.pixels, straight
+        return _Tracks(grey, at, at, np.ones(len(at), bool), (*old.keyframes, stamp_ns), pixels)

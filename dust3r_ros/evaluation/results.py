@@ -260,8 +260,9 @@ def run_incremental(
 
 def write_results(result: Reconstruction, folder: Path) -> None:
     """``trajectory.tum``, ``cloud.ply`` and ``cameras.json`` into a folder, and ``frames.tum`` with the poses of all
-    images where they were tracked. Raises ExportError, and AlignmentError
-    or ImageError when there is nothing to write.
+    images where they were tracked.
+
+    Raises ExportError, and AlignmentError or ImageError when there is nothing to write.
     """
     if not result.views:
         if result.refused and result.tried == 0:

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 _QUICK_S = 0.5
+_NICE = 5  # of the worker: poses at camera rate come before the next keyframe where both share a processor
 _RETRY_S = 1.0  # between two keyframes of a camera that is lost
 _SAY_S = 5.0  # between two messages about images that cannot be used
 
@@ -60,10 +61,10 @@ class Mapper:
         self._anew: set[str] = set()  # cameras whose next image is to be a keyframe
         self._heap = HeapLimit()
         self._landmarks = Landmarks()
-        self._poses = PoseStream(config, frames, outputs, statistics.tracking, self._landmarks, self._anew.add)
+        self._poses = PoseStream(config, frames, outputs, statistics.tracking, self._landmarks, self._on_lost)
         self._counting = threading.Lock()  # an image is counted and queued at once, or a reset clears both
         self._lookout: Worker[Shot] = Worker(self._look, config.image_history, self._on_unusable)
-        self._worker: Worker[Frame] = Worker(self._reconstruct, config.queue_size, self._on_failed)
+        self._worker: Worker[Frame] = Worker(self._reconstruct, config.queue_size, self._on_failed, nice=_NICE)
         self._lookout.start()
         self._worker.start()
 
@@ -162,6 +163,11 @@ class Mapper:
         else:
             self.statistics.dropped(drop_of(decision.reason))
         self._poses.look(frame, taken=decision.take)  # last: a keyframe does not wait for it
+
+    def _on_lost(self, camera: str) -> None:
+        """A camera is not tracked for long: alignment may place a keyframe, unless it has enough to do."""
+        if self.queue_length == 0:
+            self._anew.add(camera)
 
     def _tries_again(self, camera: str) -> bool:
         """Whether a camera that the map does not know where it is may be found by another image."""

@@ -7,6 +7,8 @@ never old. Tasks are calls that must not run at the same time as a job, such as 
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -23,14 +25,18 @@ class Worker(Generic[JobT]):
     """One thread that handles jobs in order, at most ``capacity`` waiting, the newest win."""
 
     def __init__(
-        self, handle: Callable[[JobT], None], capacity: int, failed: Callable[[JobT, Exception], None]
+        self, handle: Callable[[JobT], None], capacity: int, failed: Callable[[JobT, Exception], None], *, nice: int = 0
     ) -> None:
-        """``handle`` does a job; ``failed`` is told of one that raised. Both are called in the worker's thread."""
+        """``handle`` does a job; ``failed`` is told of one that raised. Both are called in the worker's thread.
+
+        ``nice`` says how much it gives way to other threads where they share a processor (Linux only).
+        """
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, got {capacity}")
         self._handle = handle
         self._failed = failed
         self._capacity = capacity
+        self._nice = nice
         self._jobs: deque[JobT] = deque()
         self._tasks: deque[tuple[Future, Callable[[], None]]] = deque()
         self._changed = threading.Condition()
@@ -110,6 +116,9 @@ class Worker(Generic[JobT]):
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        if self._nice and sys.platform == "linux":  # where each thread has a niceness of its own
+            own = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, own, os.getpriority(os.PRIO_PROCESS, own) + self._nice)
         while (step := self._next()) is not None:
             step()
             with self._changed:

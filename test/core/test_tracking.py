@@ -131,7 +131,7 @@ def test_what_covers_the_lens_loses_the_path_and_the_next_good_image_finds_it_ag
 
 def test_far_from_every_keyframe_it_is_lost_until_a_keyframe_is_aligned_there(walk, images):
     session = Session(walk, images).run(range(12))
-    for keyframe in (16, 24, 32):
+    for keyframe in (16, 20, 24, 32):
         session.reconstruct(keyframe)  # the map knows the place; no corner was followed there
     assert session.see(33).state is TrackingState.LOST
     session.see(34, keyframe=True)
@@ -142,10 +142,24 @@ def test_far_from_every_keyframe_it_is_lost_until_a_keyframe_is_aligned_there(wa
 def test_corners_of_a_keyframe_that_gave_way_are_forgotten(walk, images):
     session = Session(walk, images, delay=100).run(range(9))
     before = len(session.tracker._tracks.now)
+    assert session.tracker._tracks.keyframes == (walk.stamps_ns[0], walk.stamps_ns[8])
     session.tracker.forget(walk.stamps_ns[8])
     left = session.tracker._tracks
     assert 0 < len(left.now) < before
-    assert set(left.source_ns) == {walk.stamps_ns[0]}
+    assert left.keyframes == (walk.stamps_ns[0],)
+    session.tracker.forget(walk.stamps_ns[0])
+    assert len(session.tracker._tracks.now) == 0
+
+
+def test_a_keyframe_whose_older_ones_were_dropped_has_all_of_its_view(walk, images):
+    session = Session(walk, images, delay=100).run(range(13), keyframes=(0, 4, 8))
+    for index in (0, 4):  # they gave way; another keyframe was aligned in their place
+        session.tracker.forget(walk.stamps_ns[index])
+    session.reconstruct(2)
+    session.reconstruct(8)
+    found = session.see(13)
+    assert found.state is TrackingState.TRACKING
+    assert found.points > 60
 
 
 def test_pixels_are_straightened_before_they_are_compared_with_points(walk, images):

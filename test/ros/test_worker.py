@@ -1,7 +1,10 @@
 """The worker thread and its queue."""
 
+import os
+import sys
 import threading
 from concurrent.futures import CancelledError
+from queue import Queue
 
 import pytest
 
@@ -119,3 +122,17 @@ def test_a_worker_that_was_never_started_stops(gate):
 def test_a_queue_needs_room_for_one():
     with pytest.raises(ValueError, match="capacity must be at least 1, got 0"):
         Worker(print, 0, print)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no niceness of their own")
+def test_a_nice_worker_gives_way_and_no_other_thread_does():
+    found: Queue[int] = Queue()
+    worker: Worker[int] = Worker(
+        lambda job: found.put(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())), 1, lambda *_: None, nice=3
+    )
+    worker.start()
+    usual = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    worker.offer(1)
+    assert found.get(timeout=10) == usual + 3
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == usual
+    assert worker.stop(10)
