@@ -19,6 +19,7 @@ from dust3r_ros.ros.cameras import Frame
 from dust3r_ros.ros.frames import MapFrames
 from dust3r_ros.ros.memory import HeapLimit, release_memory
 from dust3r_ros.ros.publishers import Publishers
+from dust3r_ros.ros.rigs import CameraRig
 from dust3r_ros.ros.saving import folder_inside, save_map
 from dust3r_ros.ros.statistics import Drop, Statistics, drop_of
 from dust3r_ros.ros.worker import Worker
@@ -69,6 +70,7 @@ class Mapper:
         self._said_at = -_SAY_S
         self._anew: set[str] = set()  # cameras whose next image is to be a keyframe
         self._heap = HeapLimit()
+        self._rig = CameraRig(frames.baseline_m, self._reconstructor.add_baseline)
         self._counting = threading.Lock()  # an image is counted and queued at once, or a reset clears both
         self._lookout: Worker[Shot] = Worker(self._look, config.image_history, self._on_unusable)
         self._worker: Worker[Frame] = Worker(self._reconstruct, config.queue_size, self._on_failed)
@@ -143,12 +145,17 @@ class Mapper:
         frame = shot.read()
         anew = frame.camera in self._anew
         decision = self._reconstructor.select(frame.image, frame.stamp_ns, frame.camera, anew=anew)
-        if not decision.take:
-            self.statistics.dropped(drop_of(decision.reason))
+        reason = drop_of(decision.reason)
+        self._rig.meet(frame)
+        if not decision.take and not (reason is Drop.NOT_NEEDED and self._rig.wants(frame)):
+            self.statistics.dropped(reason)
             return
         self._anew.discard(frame.camera)
-        if self._worker.offer(frame) is not None:
-            self.statistics.dropped(Drop.QUEUE_FULL)
+        companions = self._rig.taken(frame)
+        self.statistics.dropped(Drop.NOT_NEEDED, -len(companions))
+        for taken in (frame, *companions):
+            if self._worker.offer(taken) is not None:
+                self.statistics.dropped(Drop.QUEUE_FULL)
 
     def _on_unusable(self, shot: Shot, error: Exception) -> None:
         waits = isinstance(error, CalibrationMissingError)
@@ -162,6 +169,7 @@ class Mapper:
 
     def _reset(self) -> None:
         self._reconstructor.reset()
+        self._rig = CameraRig(self.frames.baseline_m, self._reconstructor.add_baseline)
         self._window = self.config.reconstructor.window
         with self._counting:
             self._lookout.clear()
