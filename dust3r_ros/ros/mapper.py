@@ -203,7 +203,7 @@ class Mapper:
         if self._reconstructor.close_loops():  # after publishing: a keyframe does not wait for it
             self._outputs.revised()
             self.map_points = len(self._reconstructor.map)
-        self._heap.keep()
+        self._heap.keep(idle=self._worker.queue_length == 0)
 
     def _feed_scale(self, frame: Frame, camera_in_reference: FloatArray | None) -> None:
         """Tell the reconstruction where odometry has the camera, for the scale from the next keyframe on.
