@@ -166,7 +166,7 @@ def rviz(context: LaunchContext) -> list[Node]:
         arguments=["--frame-id", "map_upright", "--child-frame-id", map_frame, *upright],
     )
     own = "/".join(["", *logger_name(context).split(".")])
-    shown = [(f"/dust3r/{name}", f"{own}/{name}") for name in ("map", "points", "path", "depth")]
+    shown = [(f"/dust3r/{name}", f"{own}/{name}") for name in ("map", "points", "path", "keyframes", "depth")]
     window = Node(
         package="rviz2",
         executable="rviz2",
