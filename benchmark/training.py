@@ -26,7 +26,7 @@ from dust3r_ros.options import make_config
 from dust3r_ros.training.architectures import ARCHITECTURES, initialised
 from dust3r_ros.training.begin import batch_of, uses_bfloat16
 from dust3r_ros.training.pairs import ChunkRequest, RenderedPairs, RenderSettings
-from dust3r_ros.training.stages import Stage, from_scratch
+from dust3r_ros.training.stages import Stage, all_stages
 from dust3r_ros.training.step import Learner, StepSettings
 
 PARTS = ("prepare", "forward", "backward", "optimise")
@@ -113,7 +113,7 @@ def main() -> None:
         model = initialised(Dust3rNetwork(network), torch.Generator().manual_seed(0)).to(device)
         settings = StepSettings(bfloat16=uses_bfloat16(arguments.precision, device), compiled=execution == "compiled")
         learner = Learner(model, settings, torch.Generator(device).manual_seed(0))
-        rows += [measure(stage, learner, source, config, arguments.steps) for stage in from_scratch(network)]
+        rows += [measure(stage, learner, source, config, arguments.steps) for stage in all_stages(network)]
     print(f"{arguments.architecture}: {count_parameters(model) / 1e6:.1f} M parameters, {device}; ms a pair")
     print(
         f"{'stage':<12}{'':<10}{'images':>9}{'batch':>7}{'':>10}{'render':>9}"

@@ -72,10 +72,15 @@ def reconstruct(
         left = [(0, 0)]
     edges = _predict_all(batch.encoded, left, predictor, report)
     report("align", 0, 1)
-    if len(place) == 1:
-        scene = _scene_of_one(edges[0].prediction, batch.known[0], predictor.info)
-    else:
-        scene = align(edges, len(place), config.alignment, intrinsics=batch.known, cameras=batch.cameras)
+    try:
+        if len(place) == 1:
+            scene = _scene_of_one(edges[0].prediction, batch.known[0], predictor.info)
+        else:
+            scene = align(edges, len(place), config.alignment, intrinsics=batch.known, cameras=batch.cameras)
+    except AlignmentError as error:
+        if not batch.refused:
+            raise
+        raise AlignmentError(f"{error}; {len(batch.refused)} could not be read: {batch.refused[0]}") from error
     report("align", 1, 1)
     if not any((view.depth > 0).any() for view in scene.views):
         log.warning("no point could be placed: the images show no parallax between them")

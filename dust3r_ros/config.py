@@ -58,6 +58,18 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
+class TrackingConfig:
+    """A pose for every image between the keyframes."""
+
+    enabled: bool = option(True, "Track every image against the last keyframes, for poses at camera rate")
+    corners: int = option(150, "Corners of each keyframe that are followed", minimum=20, maximum=2000)
+    min_points: int = option(15, "Points that must fit, or an image counts as lost", minimum=6, maximum=1000)
+    min_share: float = option(
+        0.3, "Share of the followed points that must fit, or an image counts as lost",
+        minimum=0.0, maximum=1.0)  # fmt: skip
+
+
+@dataclass(frozen=True)
 class MapConfig:
     """The fused map."""
 
@@ -103,6 +115,7 @@ class ReconstructorConfig:
     keyframes: KeyframeConfig = group(KeyframeConfig)
     alignment: AlignmentConfig = group(AlignmentConfig)
     loops: LoopConfig = group(LoopConfig)
+    tracking: TrackingConfig = group(TrackingConfig)
     map: MapConfig = group(MapConfig)
 
 
@@ -147,9 +160,20 @@ class NodeConfig:
     on_time_jump: str = option(
         "reset", "When images go back in time, as a recording does that starts again: begin a new map, or reanchor "
         "and keep it", choices=("reset", "reanchor"), live=True)  # fmt: skip
+    pose_max_age: float = option(
+        0.5, "A pose that is found later than this after its image came is not published, seconds", minimum=0.01,
+        maximum=3600.0, live=True)  # fmt: skip
     queue_size: int = option(4, "Keyframes that may wait for the worker; the newest win", minimum=1, maximum=100)
     map_period: float = option(1.0, "Shortest time between two maps, seconds", minimum=0.0, live=True)
-    map_folder: str = option("~/.ros/dust3r_ros", "Folder that maps are saved in; no service writes outside it")
+    map_folder: str = option(
+        "~/.ros/dust3r_ros", "Folder that maps are saved in and loaded from; no service goes outside it"
+    )
+    autosave_period: float = option(
+        0.0, "Shortest time between two savings of a map that changed, by the node itself, seconds; 0 saves none",
+        minimum=0.0, live=True)  # fmt: skip
+    resume: str = option(
+        "never", "Whether the node begins with the map that it saved by itself: when it was killed before, or always",
+        choices=("never", "after_crash", "always"))  # fmt: skip
     reconstructor: ReconstructorConfig = group(ReconstructorConfig, flat=True)
 
 
@@ -163,6 +187,9 @@ class TrainingConfig:
     device: str = option("auto", "Torch device: auto, cpu, cuda, cuda:N")
     minutes: float = option(0.0, "Time for this call, minutes; 0 trains to the end", minimum=0.0)
     pairs: int = option(1_000_000, "Pairs of images of the whole run, over all calls", minimum=1)
+    stages: str = option(
+        "", "Stages to go through, of completion, near, middle, full, with commas; empty: all from scratch, full for a "
+        "trained network")  # fmt: skip
     batch: int = option(
         0, "Pairs in a step at the full image size, more of smaller ones; 0 is 8 on a CPU, 64 on a GPU",
         minimum=0, maximum=4096)  # fmt: skip
@@ -172,6 +199,9 @@ class TrainingConfig:
     warm_up: float = option(0.02, "Share of all pairs over which the learning rate rises", minimum=0.001, maximum=0.9)
     matching: float = option(
         0.3, "Weight of the correspondence objective for the cross-attention", minimum=0.0, maximum=10.0)  # fmt: skip
+    motion: float = option(
+        0.3, "Weight of the motion objective: the second view's points against its own ones, truly moved",
+        minimum=0.0, maximum=10.0)  # fmt: skip
     precision: str = option(
         "auto", "Precision of the matrix products; auto is bfloat16 where the hardware has it",
         choices=("auto", "float32", "bfloat16"))  # fmt: skip
@@ -191,5 +221,5 @@ class TrainingConfig:
     assess_minutes: float = option(10.0, "Time between two measurements, minutes", minimum=0.01)
     save_minutes: float = option(3.0, "Time between two saved states, minutes", minimum=0.01)
     state: str = option(
-        "full", "What is saved to go on from; small is an eighth as large and the optimiser begins anew",
+        "full", "What is saved to go on from; small is a sixth as large and the optimiser begins anew",
         choices=("full", "small"))  # fmt: skip

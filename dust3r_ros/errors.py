@@ -46,6 +46,10 @@ class ViewerError(Dust3rError):
     """The web page cannot be served."""
 
 
+class FleetError(Dust3rError):
+    """Recordings cannot be handed out to be reconstructed, or their results be kept apart."""
+
+
 class DeviceMemoryError(Dust3rError):
     """The device has too little memory for the work in hand; less of it may fit."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,12 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".m
 MIN_SIDE_PX = 16
 _HEIF_SUFFIXES = frozenset({".heic", ".heif"})
 _WHITE = 255
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """A sorting key under which ``frame2`` comes before ``frame10``."""
+    parts = re.split(r"(\d+)", name)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts if part]
 
 
 def load_image(path: str | Path) -> ByteImage:

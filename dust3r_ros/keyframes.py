@@ -15,14 +15,13 @@ import cv2
 import numpy as np
 
 from dust3r_ros.config import KeyframeConfig
+from dust3r_ros.corners import corner_flow, find_corners, small_grey
 from dust3r_ros.data import BoolArray, ByteImage, FloatArray
 
-WIDTH_PX = 240  # of the small copy's long side
 CORNERS = 220
 MIN_CORNERS = 12  # fewer, and an image cannot be followed
 MIN_SURVIVING = 0.2  # share of the keyframe's corners below which it counts as lost
 USUAL_SURVIVING = 0.6  # with fewer corners the view has changed though its frame still overlaps, as on an orbit
-ROUND_TRIP_PX = 0.7
 REANCHOR_PX = 8.0
 # In long sides: 61 degrees across. Only the size of the parallax depends on it: for cameras from 32 to 90 degrees a
 # pure rotation seems to have less than 0.02 of parallax until its overlap falls below 0.65.
@@ -84,7 +83,7 @@ class KeyframeSelector:
 
         Images of one camera, in order. Raises ValueError for another form.
         """
-        grey = _small_grey(image)
+        grey = small_grey(image)
         decision = self._decide(grey, self._relative_sharpness(grey), stamp_ns)
         if decision.take:
             self._tracks = _Tracks.start(grey)
@@ -161,16 +160,16 @@ class _Tracks:
 
     @classmethod
     def start(cls, grey: ByteImage) -> _Tracks:
-        return cls(grey, _corners(grey))
+        return cls(grey, find_corners(grey, CORNERS))
 
     def follow(self, grey: ByteImage) -> _Motion:
         """Motion since the keyframe; an image in which it is lost leaves the tracks as they were."""
         least = max(MIN_CORNERS, round(MIN_SURVIVING * self._started_with))
         if len(self.anchored) < least:
             return _LOST
-        now, kept = _flow(self.grey, grey, self.anchored, self._guess)
+        now, kept = corner_flow(self.grey, grey, self.anchored, self._guess)
         if np.count_nonzero(kept) < least:
-            now, kept = _flow(self.grey, grey, self.anchored, self.anchored)
+            now, kept = corner_flow(self.grey, grey, self.anchored, self.anchored)
         if np.count_nonzero(kept) < least:
             return _LOST
         self._guess = np.where(kept[:, None], now, self._guess)
@@ -190,44 +189,8 @@ class _Tracks:
         self.anchored = self._guess = now[kept]
 
 
-def _small_grey(image: ByteImage) -> ByteImage:
-    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
-        raise ValueError(f"image must be (H, W, 3) or (H, W) uint8, got {image.shape} {image.dtype}")
-    grey = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8) if image.ndim == 3 else image
-    height, width = grey.shape
-    scale = WIDTH_PX / max(height, width)
-    if scale >= 1:
-        return grey.copy() if grey is image else grey  # tracks keep it; the caller may reuse the image
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-
-def _corners(grey: ByteImage) -> FloatArray:
-    found = cv2.goodFeaturesToTrack(grey, CORNERS, 0.01, 6)
-    return np.zeros((0, 2), np.float32) if found is None else np.asarray(found, dtype=np.float32).reshape(-1, 2)
-
-
 def _has_texture(grey: ByteImage) -> bool:
-    return len(_corners(grey)) >= MIN_CORNERS and float(grey.std()) > 2.0
-
-
-def _flow(first: ByteImage, second: ByteImage, points: FloatArray, guess: FloatArray) -> tuple[FloatArray, BoolArray]:
-    """Where points (N, 2) of the first image are in the second, and which of them come back (N,)."""
-    there, found = _lucas_kanade(first, second, points, guess)
-    back, returned = _lucas_kanade(second, first, there, points)
-    height, width = second.shape
-    inside = (there >= 0).all(axis=1) & (there[:, 0] < width) & (there[:, 1] < height)
-    near = np.linalg.norm(back - points, axis=1) < ROUND_TRIP_PX
-    return there, found & returned & inside & near
-
-
-def _lucas_kanade(
-    first: ByteImage, second: ByteImage, points: FloatArray, guess: FloatArray
-) -> tuple[FloatArray, BoolArray]:
-    there, found, _ = cv2.calcOpticalFlowPyrLK(
-        first, second, points, guess.copy(), winSize=(13, 13), maxLevel=3, flags=cv2.OPTFLOW_USE_INITIAL_FLOW
-    )
-    return np.asarray(there, dtype=np.float32), np.asarray(found).ravel().astype(bool)
+    return len(find_corners(grey, CORNERS)) >= MIN_CORNERS and float(grey.std()) > 2.0
 
 
 def _parallax(first: FloatArray, second: FloatArray, shape: tuple[int, ...]) -> float:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from dust3r_ros.alignment import AlignmentUpdate, IncrementalAligner
+from dust3r_ros.alignment.places import Anchor
 from dust3r_ros.alignment.scale import RECENT, MetricReference, MetricScale
 from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.data import (
@@ -23,67 +22,26 @@ from dust3r_ros.data import (
     Intrinsics,
     Keyframe,
     PreparedImage,
-    StageTimes,
     Update,
 )
 from dust3r_ros.data import (
     SourceImage as SourceImage,
 )
-from dust3r_ros.errors import DeviceMemoryError
+from dust3r_ros.encoded import EncodedKeyframe
+from dust3r_ros.errors import DeviceMemoryError, RecordingError
 from dust3r_ros.geometry import Similarity
 from dust3r_ros.images import prepare
 from dust3r_ros.keyframes import KeyframeDecision, KeyframeSelector
 from dust3r_ros.mapping.fuse import FusedMap
-from dust3r_ros.predictor import ImageSize, PairPredictor, PredictorInfo
-from dust3r_ros.revisit import EncodedKeyframe, Revisits
+from dust3r_ros.memory import MapMemory, Placed
+from dust3r_ros.predictor import PairPredictor, PredictorInfo
+from dust3r_ros.predictors import load_predictor as load_predictor
+from dust3r_ros.predictors import predictor_image_size as predictor_image_size
+from dust3r_ros.revisit import Revisits
+from dust3r_ros.stopwatch import Stopwatch
 from dust3r_ros.updates import corrected
 
 log = logging.getLogger(__name__)
-
-
-def load_predictor(config: ReconstructorConfig) -> PairPredictor[Any]:
-    """The pair predictor a configuration names: ``geometric``, or a network's checkpoint.
-
-    Raises CheckpointError for a checkpoint that cannot be loaded.
-    """
-    if config.checkpoint == "geometric":
-        from dust3r_ros.geometric import GeometricPredictor
-
-        if config.device not in ("auto", "cpu"):
-            log.warning("geometric runs on the processor: device %s is not used", config.device)
-        return GeometricPredictor()
-    from dust3r_ros.network import NetworkPredictor, load_model
-
-    return NetworkPredictor(load_model(config.checkpoint, device=config.device, dtype=config.dtype))
-
-
-def predictor_image_size(config: ReconstructorConfig, predictor: PairPredictor[Any]) -> ImageSize:
-    """The predictor's image size, with the long side the configuration asks for."""
-    size = predictor.image_size
-    return replace(size, long_side=config.image_size) if config.image_size else size
-
-
-@dataclass(frozen=True, eq=False)
-class _Placed:
-    """Where a keyframe is in the map."""
-
-    stamp_ns: int
-    camera: str
-    camera_to_world: FloatArray
-
-
-@dataclass(eq=False)
-class _Stopwatch:
-    milliseconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.milliseconds[f"{name}_ms"] = 1e3 * (time.perf_counter() - start)
-
-    def times(self) -> StageTimes:
-        return StageTimes(**self.milliseconds)
 
 
 class Reconstructor:
@@ -114,8 +72,9 @@ class Reconstructor:
         self.map = FusedMap(self.config.map)
         self._aligner = IncrementalAligner(self.config.alignment, self.config.window)
         self._window: deque[EncodedKeyframe] = deque(maxlen=self._window_limit)
-        self._placed: dict[int, _Placed] = {}
+        self._placed: dict[int, Placed] = {}
         self.revisits = Revisits(self.config.loops, self.config.alignment, self._predictor)
+        self._cameras: dict[str, Intrinsics] = {}  # of a map that was recalled, for its prepared images
         self._unsearched: EncodedKeyframe | None = None
         self._lost = 0
 
@@ -141,7 +100,7 @@ class Reconstructor:
         if not self.select(image, stamp_ns, camera).take:
             return None
         update = self.reconstruct(image, stamp_ns, camera, intrinsics)
-        watch = _Stopwatch()
+        watch = Stopwatch()
         with watch.stage("loops"):
             changes = self.close_loops()
         return corrected(replace(update, times=replace(update.times, **watch.milliseconds)), changes)
@@ -175,9 +134,11 @@ class Reconstructor:
         from such an image of the same camera. Loops are left to ``close_loops``.
         """
         self.map.config = self.config.map
-        watch = _Stopwatch()
+        watch = Stopwatch()
         prepared = prepare(image, self._image_size)
-        known = self._known(prepared, camera, intrinsics)
+        known = self.known_intrinsics(prepared, camera, intrinsics)
+        if known is None and intrinsics is not None and self.config.intrinsics == "guess":
+            self._guess(camera, prepared.transform.to_network(intrinsics))
         keyframe = Keyframe(self._offered, stamp_ns, camera, prepared)
         self._offered += 1
         with watch.stage("encode"):
@@ -249,16 +210,54 @@ class Reconstructor:
         placed = self._placed.get(index)
         return placed.camera_to_world if placed is not None else None
 
-    def _known(self, prepared: PreparedImage, camera: str, intrinsics: Intrinsics | None) -> Intrinsics | None:
-        """What is not to be estimated; a guess is handed on to what estimates."""
-        if intrinsics is None or self.config.intrinsics == "estimate":
-            return None
-        given = prepared.transform.to_network(intrinsics)
-        if self.config.intrinsics == "given":
-            return given
-        self._predictor.guess(camera, given)
-        self._aligner.guess(camera, given)
-        return None
+    def known_intrinsics(
+        self, prepared: PreparedImage, camera: str, intrinsics: Intrinsics | None
+    ) -> Intrinsics | None:  # fmt: skip
+        """What is known of an image's camera beforehand: what is given, or what a recalled map knew of it."""
+        if intrinsics is not None and self.config.intrinsics == "given":
+            return prepared.transform.to_network(intrinsics)
+        remembered = self._cameras.get(camera)
+        same = remembered is not None and (remembered.width, remembered.height) == (prepared.width, prepared.height)
+        return remembered if same else None
+
+    def alike(self, encoded: Any, count: int) -> list[tuple[EncodedKeyframe, Anchor]]:
+        """The keyframes that look most like an encoded image, and how they lie in the map now."""
+        descriptor = self._predictor.describe(encoded)
+        return self.revisits.alike(descriptor, count, self._aligner) if descriptor is not None else []
+
+    def memory(self) -> MapMemory:
+        """The whole map, for ``recall`` in another session."""
+        voxels, points = self.map.state()
+        relations, loops = self.revisits.graph()
+        return MapMemory(
+            self.info.name, self._offered, dict(sorted(self._placed.items())), self.revisits.places(self._aligner),
+            relations, loops, voxels, points, self.metric_scale,
+        )  # fmt: skip
+
+    def recall(self, memory: MapMemory) -> None:
+        """Forget everything, and go on in a map that is known: the next keyframe is looked for in it.
+
+        The cameras' intrinsics stay as the map has them. Raises RecordingError for a map of another predictor, or one
+        that no keyframe can be found in; then everything is as before.
+        """
+        if memory.predictor != self.info.name:
+            raise RecordingError(f"the map was made by {memory.predictor}: {self.info.name} cannot find its places")
+        if len(memory.places) < 2 or not self.config.loops.enabled:
+            raise RecordingError("the map has no places to be found in: both sessions need loops.enabled")
+        self.reset()
+        self._offered = memory.next_index
+        self._placed = dict(memory.placed)
+        self._metres = MetricReference(memory.scale)
+        self.map.restore(memory.voxels, memory.points, memory.next_index - 1)
+        self.revisits.restore(memory.places, memory.relations, memory.loops)
+        newest = memory.places[-1]
+        self._aligner.resume({newest.index: newest.anchor})
+        self._cameras = {place.image.camera: place.anchor.intrinsics for place in memory.places}
+
+    def _guess(self, camera: str, intrinsics: Intrinsics) -> None:
+        """Begin the estimate of a camera's intrinsics from these."""
+        self._predictor.guess(camera, intrinsics)
+        self._aligner.guess(camera, intrinsics)
 
     def _predict(self, new: EncodedKeyframe) -> list[Edge]:
         ordered = [pair for old in self._window for pair in ((old, new), (new, old))]
@@ -301,7 +300,7 @@ class Reconstructor:
             return
         self._lost = 0
         self._window.append(new)
-        self._placed[new.index] = _Placed(new.keyframe.stamp_ns, new.keyframe.camera, aligned.view.camera_to_world)
+        self._placed[new.index] = Placed(new.keyframe.stamp_ns, new.keyframe.camera, aligned.view.camera_to_world)
         for index, view in aligned.moved.items():
             self._placed[index] = replace(self._placed[index], camera_to_world=view.camera_to_world)
         self.revisits.remember(new, aligned, self._aligner)

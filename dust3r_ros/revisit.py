@@ -16,10 +16,12 @@ from dust3r_ros.alignment.loops import LEAST_SIGMA, Loop, confirmed, verify
 from dust3r_ros.alignment.places import Anchor, PlaceIndex
 from dust3r_ros.alignment.pose_graph import GraphEdge, Similarities, solve_pose_graph
 from dust3r_ros.config import AlignmentConfig, LoopConfig
-from dust3r_ros.data import ByteImage, Edge, FloatArray, ImageTransform, Intrinsics, Keyframe, PreparedImage
+from dust3r_ros.data import ByteImage, Edge, FloatArray, Keyframe, PreparedImage
+from dust3r_ros.encoded import EncodedKeyframe
 from dust3r_ros.errors import DeviceMemoryError
 from dust3r_ros.geometry import Similarity
 from dust3r_ros.images import from_jpeg, to_jpeg
+from dust3r_ros.memory import KeptImage, Place
 from dust3r_ros.predictor import PairPredictor
 
 log = logging.getLogger(__name__)
@@ -31,45 +33,11 @@ DRIFT = 0.2  # of the window's residual: how far a keyframe's relation to the on
 
 
 @dataclass(frozen=True, eq=False)
-class EncodedKeyframe:
-    """A keyframe with what the predictor keeps of it; ``intrinsics`` are the given ones, None when unknown.
-
-    ``descriptor`` and ``jpeg`` are by what it is found again (``Revisits.described``), None when it never is.
-    """
-
-    keyframe: Keyframe
-    encoded: Any
-    intrinsics: Intrinsics | None
-    descriptor: FloatArray | None = None
-    jpeg: ByteImage | None = None
-
-    @property
-    def index(self) -> int:
-        return self.keyframe.index
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W) of its pointmaps."""
-        return self.keyframe.image.height, self.keyframe.image.width
-
-
-@dataclass(frozen=True, eq=False)
 class Reunion:
     """A lost keyframe's place among old ones, and those, the most alike first."""
 
     aligned: AlignmentUpdate
     keyframes: tuple[EncodedKeyframe, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class _Kept:
-    """An old keyframe's image, from which the predictor's encoding is made anew when it is needed."""
-
-    stamp_ns: int
-    camera: str
-    jpeg: ByteImage
-    transform: ImageTransform
-    intrinsics: Intrinsics | None
 
 
 class Revisits:
@@ -84,7 +52,7 @@ class Revisits:
         self._alignment = alignment
         self.predictor = predictor
         self._index = PlaceIndex()
-        self._kept: dict[int, _Kept] = {}
+        self._kept: dict[int, KeptImage] = {}
         self._anchors: dict[int, Anchor] = {}
         self._parents: dict[int, tuple[int, ...]] = {}
         self._sigma: dict[int, float] = {}
@@ -98,6 +66,37 @@ class Revisits:
     def loops(self) -> tuple[tuple[int, int], ...]:
         """(old, new) of every loop that is believed."""
         return tuple((loop.old, loop.new) for loop in self._loops)
+
+    def places(self, aligner: IncrementalAligner) -> tuple[Place, ...]:
+        """Everything that is kept of the keyframes, as they are now."""
+        return tuple(self._place(index, kept, aligner) for index, kept in self._kept.items())
+
+    def _place(self, v: int, kept: KeptImage, aligner: IncrementalAligner) -> Place:
+        anchor = self._anchors.get(v) or aligner.anchor(v)
+        descriptor = self._index.descriptor(v)
+        return Place(v, kept, descriptor, anchor, self._parents[v], self._sigma[v], self._unit[v])
+
+    def alike(
+        self, descriptor: FloatArray, count: int, aligner: IncrementalAligner
+    ) -> list[tuple[EncodedKeyframe, Anchor]]:  # fmt: skip
+        """The keyframes most like a descriptor, as they lie in the map now; the most alike first."""
+        known = [v for v in self._kept if v in self._anchors or v in aligner.held]
+        near = self._index.nearest(descriptor, known, count, 0.0)
+        return [(self._recall(v), self._anchors.get(v) or aligner.anchor(v)) for v in near]
+
+    def graph(self) -> tuple[tuple[GraphEdge, ...], tuple[Loop, ...]]:
+        """The relations among neighbours, and the loops that are believed."""
+        return tuple(self._relations.values()), tuple(self._loops)
+
+    def restore(self, places: Sequence[Place], relations: Sequence[GraphEdge], loops: Sequence[Loop]) -> None:
+        """Remember what another session's ``places`` and ``graph`` said; nothing may be remembered yet."""
+        for place in places:
+            v = place.index
+            self._index.add(v, place.descriptor.astype(np.float32))
+            self._kept[v], self._anchors[v], self._parents[v] = place.image, place.anchor, place.parents
+            self._sigma[v], self._unit[v] = place.sigma, place.unit
+        self._relations = {(edge.i, edge.j): edge for edge in relations}
+        self._loops = list(loops)
 
     def described(self, new: EncodedKeyframe) -> EncodedKeyframe:
         """A keyframe with its descriptor and JPEG: all of ``remember`` that may fail, before anything is aligned."""
@@ -117,7 +116,9 @@ class Revisits:
     def _keep(self, new: EncodedKeyframe, descriptor: FloatArray, jpeg: ByteImage, aligned: AlignmentUpdate) -> None:
         index, keyframe = new.index, new.keyframe
         self._index.add(index, descriptor)
-        self._kept[index] = _Kept(keyframe.stamp_ns, keyframe.camera, jpeg, keyframe.image.transform, new.intrinsics)
+        self._kept[index] = KeptImage(
+            keyframe.stamp_ns, keyframe.camera, jpeg, keyframe.image.transform, new.intrinsics
+        )
         ends = {i if j == index else j for i, j in aligned.edge_residual if index in (i, j)}
         self._parents[index] = tuple(sorted(ends & self._kept.keys() - {index}))
         residual = float(np.mean(list(aligned.edge_residual.values()) or [0.0]))

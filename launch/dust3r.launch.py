@@ -23,6 +23,7 @@ PROGRAM = str(SHARE.parents[1] / "lib" / "dust3r_ros" / "dust3r-ros")
 PARAMETERS = (
     "autostart", "checkpoint", "device", "image_transport", "image_reliability", "intrinsics", "rectified",
     "map_frame", "camera_frame", "publish_tf", "tf_mode", "base_frame", "odom_frame", "use_odometry", "on_time_jump",
+    "map_folder", "autosave_period", "resume",
 )  # fmt: skip
 TRUTHS = ["true", "false"]
 
@@ -49,7 +50,7 @@ ARGUMENTS = (
     ("viewer_port", "8080", "Port of the page"),
     ("bag", "", "Recording to play, with /clock; empty: none"),
     ("bag_rate", "1.0", "Recorded seconds a second of the bag"),
-    ("respawn", "false", "Start the node again if it dies"),
+    ("respawn", "false", "Start the node again if it dies; with autosave_period and resume it goes on in its map"),
     ("log_level", "info", "Least severity of the node's messages"),
 )  # fmt: skip
 CHOICES = {name: TRUTHS for name, default, _ in ARGUMENTS if default in TRUTHS} | {"log_level": LOG_LEVELS}

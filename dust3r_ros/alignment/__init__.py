@@ -2,6 +2,7 @@
 
 from dust3r_ros.alignment.batch import align, align_components
 from dust3r_ros.alignment.incremental import AlignmentUpdate, IncrementalAligner
+from dust3r_ros.alignment.initialise import pair_similarity
 from dust3r_ros.alignment.intrinsics import ImageIntrinsics, intrinsics_of_image
 
 __all__ = [
@@ -11,4 +12,5 @@ __all__ = [
     "align",
     "align_components",
     "intrinsics_of_image",
+    "pair_similarity",
 ]

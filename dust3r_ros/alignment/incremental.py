@@ -132,6 +132,10 @@ class IncrementalAligner:
                 update = replace(update, left={**update.left, **left})
         return update
 
+    def resume(self, held: Mapping[int, Anchor]) -> None:
+        """Go on in a world in which keyframes ``held`` are final: the next one is placed by edges to such, or not."""
+        self._window = self._window.elsewhere(held)
+
     def _return_to(self, window: Window, residuals: int) -> None:
         self._window, self._residuals = window, residuals
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from dust3r_ros.alignment.observations import MIN_SAMPLES, SampledEdge
-from dust3r_ros.data import FloatArray
+from dust3r_ros.data import FloatArray, PairPrediction
 from dust3r_ros.geometry import Similarity, make_pose, procrustes, weighted_median
 
 INLIER = 0.06  # relative error at which a prediction's support for a proposal is halved
@@ -141,6 +141,26 @@ def robust_similarity(source: FloatArray, target: FloatArray, weight: FloatArray
         spread = max(float(np.median(error)), 1e-12 * float(np.abs(b).max()))
         current = w / (1 + (error / (2 * spread)) ** 2) ** 2
     return fit
+
+
+def pair_similarity(forward: PairPrediction, back: PairPrediction) -> Similarity | None:
+    """Camera j's frame to camera i's by all points of both views, trimmed; None where there are too few.
+
+    ``forward`` is the pair (i, j), ``back`` (j, i). For predictions that are right about most
+    of both views.
+    """
+    source, target, weight = points_in_both_frames(forward, back)
+    return robust_similarity(source.T, target.T, weight)
+
+
+def points_in_both_frames(forward: PairPrediction, back: PairPrediction) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Every point of both views in camera j's frame, in camera i's (N, 3), and their weights (N,), float64: the
+    geometric mean of both confidences, 0 where there is no prediction.
+    """
+    here = np.concatenate([back.points_i.reshape(-1, 3), back.points_j.reshape(-1, 3)], dtype=np.float64)
+    there = np.concatenate([forward.points_j.reshape(-1, 3), forward.points_i.reshape(-1, 3)], dtype=np.float64)
+    product = np.concatenate([(forward.conf_j * back.conf_i).ravel(), (forward.conf_i * back.conf_j).ravel()])
+    return here, there, np.sqrt(product, dtype=np.float64)
 
 
 def pose_from_rays(rays: FloatArray, world: FloatArray, weight: FloatArray, rounds: int = 60) -> Similarity | None:

@@ -197,9 +197,11 @@ class MetricReference:
     place on the robot, and baselines of a rig.
 
     Poses may come before or after the keyframes they belong to, from another thread. Their frame does not matter.
+    ``known`` is the scale of a map that was measured before; it holds until it is measured anew.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: MetricScale | None = None) -> None:
+        self._known = known
         self._lock = threading.Lock()
         self._streams: dict[str, _Stream] = {}
         self._baselines: dict[tuple[str, str], float] = {}
@@ -209,7 +211,7 @@ class MetricReference:
     @property
     def metric(self) -> MetricScale | None:
         """The scale while it is good: from ``MOST_UNCERTAINTY`` on, until it exceeds ``LOST_UNCERTAINTY``."""
-        return self.scale if self._good else None
+        return self.scale if self._good else self._known
 
     def add(self, stamp_ns: int, camera_to_metric: FloatArray, camera: str = "camera") -> None:
         """A metric pose (4, 4) of a camera.

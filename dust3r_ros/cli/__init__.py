@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +12,8 @@ from typing import Any, NoReturn
 from dust3r_ros import __version__
 from dust3r_ros.cli import (
     align,
+    batch,
+    bench,
     depth,
     evaluate,
     info,
@@ -30,6 +33,7 @@ INTERRUPTED = 130
 _COMMANDS: tuple[Callable[[Any], None], ...] = (
     reconstruct.register,
     replay.register,
+    batch.register,
     view.register,
     evaluate.register,
     match.register,
@@ -41,12 +45,22 @@ _COMMANDS: tuple[Callable[[Any], None], ...] = (
     ros_commands.register_record,
     ros_commands.register_demo,
     train.register,
+    bench.register,
     info.register,
 )
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Says what is wrong in one line, and what was perhaps meant."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].split("=")[0]
+            near = difflib.get_close_matches(name, self._option_string_actions, 1)
+            hint = f", did you mean {near[0]}?" if near else ""
+            self.error(f"unknown {'option' if name.startswith('-') else 'argument'} {name}{hint}")
+        return known, unknown
 
     def error(self, message: str) -> NoReturn:
         self.exit(MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dust3r_ros.cli.options import add_model_options, add_verbose, model_config, output_folder
+from dust3r_ros.cli.options import add_model_options, add_overwrite, add_verbose, model_config, results_folder
+
+if TYPE_CHECKING:
+    from dust3r_ros.tasks.single import SingleView
 
 
 def register(commands: Any) -> None:
@@ -22,6 +25,7 @@ def register(commands: Any) -> None:
         help="depth.npy (up to scale), confidence.npy, normals.npy (towards the camera), depth.png, normals.png and "
         "camera.json go here",
     )  # fmt: skip
+    add_overwrite(parser)
     add_model_options(parser)
     add_verbose(parser)
     parser.set_defaults(run=run)
@@ -29,42 +33,49 @@ def register(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Look, write and print."""
-    import numpy as np
-
-    from dust3r_ros.evaluation.page import coloured
-    from dust3r_ros.evaluation.report import text_table
+    from dust3r_ros.evaluation.report import focal_text, text_table
     from dust3r_ros.images import load_image
-    from dust3r_ros.mapping.export import replacing, write_json
-    from dust3r_ros.mapping.folders import write_image
     from dust3r_ros.pipeline import load_predictor
     from dust3r_ros.tasks.single import look
 
     image = load_image(arguments.image)
-    out = output_folder(arguments.out)
-    found = look(image, load_predictor(model_config(arguments)))
+    with results_folder(arguments, "depth.npy", "camera.json") as out:
+        found = look(image, load_predictor(model_config(arguments)))
+        _write(found, arguments.image, out)
+    original = found.image.transform.to_original(found.intrinsics)
+    known = found.depth > 0
+    rows = [
+        ("focal", focal_text(original.focal_px, max(original.width, original.height))),
+        ("image", f"{original.width}x{original.height}"),
+        ("depth", f"{known.mean():.0%} of {known.shape[1]}x{known.shape[0]} pixels"),
+        ("written", str(out)),
+    ]
+    print(text_table(rows))
+    return 0
+
+
+def _write(found: SingleView, source: Path, out: Path) -> None:
+    import numpy as np
+
+    from dust3r_ros.files import replacing
+    from dust3r_ros.mapping.export import write_json
+    from dust3r_ros.mapping.folders import write_image
+    from dust3r_ros.pictures import depth_picture
+
     for name, values in (("depth", found.depth), ("confidence", found.confidence), ("normals", found.normals)):
         with replacing(out / f"{name}.npy") as scratch:
             np.save(scratch, values.astype(np.float32))
-    known = found.depth > 0
-    inverse = np.divide(1.0, found.depth, out=np.zeros_like(found.depth), where=known)
-    write_image(coloured(inverse, known), out / "depth.png")
+    write_image(depth_picture(found.depth), out / "depth.png")
     write_image(_shown(found.normals), out / "normals.png")
     original = found.image.transform.to_original(found.intrinsics)
     camera = {
-        "file": str(arguments.image),
+        "file": str(source),
         "width": original.width,
         "height": original.height,
         "K": original.matrix(centres_at_integers=True).tolist(),
         "K_of_depth": found.intrinsics.matrix(centres_at_integers=True).tolist(),
     }
     write_json(camera, out / "camera.json")
-    rows = [
-        ("focal", f"{original.focal_px:.1f} px of {original.width}x{original.height}"),
-        ("depth", f"{known.mean():.0%} of {known.shape[1]}x{known.shape[0]} pixels"),
-        ("written", str(out)),
-    ]
-    print(text_table(rows))
-    return 0
 
 
 def _shown(normals: Any) -> Any:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dust3r_ros.cli.options import add_pipeline_options, config_of, output_folder
+from dust3r_ros.cli.options import add_overwrite, add_pipeline_options, config_of, results_folder
 from dust3r_ros.cli.progress import progress_bars
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def register(commands: Any) -> None:
         "--intrinsics", choices=("estimate", "pack"), default=None, dest="which", help="default estimate"
     )
     add_graph(parser)
+    add_overwrite(parser)
     add_pipeline_options(parser, without=("intrinsics",))
     parser.set_defaults(run=run)
 
@@ -57,8 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = config_of(arguments)
     which = arguments.which or ("pack" if config.intrinsics == "given" else "estimate")
     pack = load_pack(arguments.pack)
-    out = output_folder(arguments.out)
-    with progress_bars() as bars:
+    with results_folder(arguments, "cameras.json") as out, progress_bars() as bars:
         evaluation = evaluate(
             pack,
             config,
@@ -68,14 +68,14 @@ def run(arguments: argparse.Namespace) -> int:
             predictor=load_predictor(config),
             progress=bars,
         )
-    write_evaluation(pack, evaluation, config, out)
-    rows = summary_rows(summarise(pack, evaluation))
-    if evaluation.result.views:
-        to_truth = evaluation.errors.to_truth
-        truth = to_truth.inverse().apply_to_pose(pack.poses()) if to_truth is not None else None
-        cleaned = clean(evaluation.result, config.map, CleanConfig())
-        facts = [*rows, *_more(evaluation.metrics)]
-        write_page(cleaned, out / "report.html", facts, config, pack.name, truth)
+        write_evaluation(pack, evaluation, config, out)
+        rows = summary_rows(summarise(pack, evaluation))
+        if evaluation.result.views:
+            to_truth = evaluation.errors.to_truth
+            truth = to_truth.inverse().apply_to_pose(pack.poses()) if to_truth is not None else None
+            cleaned = clean(evaluation.result, config.map, CleanConfig())
+            facts = [*rows, *_more(evaluation.metrics)]
+            write_page(cleaned, out / "report.html", facts, config, pack.name, truth)
     print(text_table([*rows, ("written", str(out))]))
     return 0
 

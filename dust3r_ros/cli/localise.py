@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from dust3r_ros.cli.options import add_model_options, add_verbose, model_config, output_folder
+from dust3r_ros.cli.options import add_model_options, add_overwrite, add_verbose, model_config, results_folder
 from dust3r_ros.cli.progress import progress_bars
 from dust3r_ros.cli.reconstruct import add_camera, camera_of, find_images
-from dust3r_ros.errors import AlignmentError
+from dust3r_ros.errors import AlignmentError, ImageError
 
 
 def register(commands: Any) -> None:
@@ -26,6 +28,7 @@ def register(commands: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="write cameras.json with the poses found here")
     parser.add_argument("--neighbours", type=int, default=4, metavar="N", help="keyframes to compare with (default 4)")
     add_camera(parser)
+    add_overwrite(parser)
     add_model_options(parser)
     add_verbose(parser)
     parser.set_defaults(run=run)
@@ -33,26 +36,30 @@ def register(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Place every image; those that cannot be are said. An error only when none can."""
-    from dust3r_ros.errors import ImageError
+    if arguments.neighbours < 1:
+        raise ImageError(f"--neighbours must be at least 1, got {arguments.neighbours}")
+    camera_of(arguments, 1, 1)  # a wrong one is refused before the work
+    paths = find_images(arguments.images)
+    with results_folder(arguments, "cameras.json") if arguments.out is not None else nullcontext() as out:
+        return _locate(paths, arguments, out)
+
+
+def _locate(paths: Sequence[Path], arguments: argparse.Namespace, out: Path | None) -> int:
     from dust3r_ros.evaluation.report import markdown_table
     from dust3r_ros.images import load_image
     from dust3r_ros.mapping.export import CameraRecord, write_cameras_json
     from dust3r_ros.pipeline import load_predictor
     from dust3r_ros.tasks.localise import Localiser
 
-    if arguments.neighbours < 1:
-        raise ImageError(f"--neighbours must be at least 1, got {arguments.neighbours}")
-    paths = find_images(arguments.images)
-    out = output_folder(arguments.out) if arguments.out is not None else None
     localiser = Localiser(arguments.map_folder, load_predictor(model_config(arguments)), arguments.neighbours)
     rows, cameras = [], []
     with progress_bars() as bars:
         for done, path in enumerate(paths):
             bars("localise", done, len(paths))
-            image = load_image(path)
             try:
+                image = load_image(path)
                 found = localiser.locate(image, camera_of(arguments, *image.shape[:2]))
-            except AlignmentError as error:
+            except (AlignmentError, ImageError) as error:
                 rows.append([path.name, "-", "-", str(error)])
                 continue
             place = "({:.3f}, {:.3f}, {:.3f})".format(*found.camera_to_world[:3, 3])

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dust3r_ros.cli.options import add_model_options, add_verbose, model_config, output_folder
+from dust3r_ros.cli.options import add_model_options, add_overwrite, add_verbose, model_config, results_folder
 from dust3r_ros.errors import AlignmentError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def register(commands: Any) -> None:
         "--out", type=Path, required=True, metavar="DIR",
         help="matches.npz (pixels of the images, centres at integers), pose.json and matches.jpg go here",
     )  # fmt: skip
+    add_overwrite(parser)
     add_model_options(parser)
     add_verbose(parser)
     parser.set_defaults(run=run)
@@ -37,20 +38,28 @@ def register(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Match, write and print. Without matches nothing is written."""
-    import numpy as np
-
     from dust3r_ros.evaluation.report import text_table
     from dust3r_ros.images import load_image
-    from dust3r_ros.mapping.export import replacing, write_json
-    from dust3r_ros.mapping.folders import write_image
     from dust3r_ros.pipeline import load_predictor
     from dust3r_ros.tasks.pair import relate
 
     first, second = load_image(arguments.first), load_image(arguments.second)
-    out = output_folder(arguments.out)
-    found = relate(first, second, load_predictor(model_config(arguments)))
-    if not len(found.matches):
-        raise AlignmentError(f"{arguments.first} and {arguments.second} share nothing")
+    with results_folder(arguments, "matches.npz", "pose.json", "matches.jpg") as out:
+        found = relate(first, second, load_predictor(model_config(arguments)))
+        if not len(found.matches):
+            raise AlignmentError(f"{arguments.first} and {arguments.second} share nothing")
+        _write(found, out)
+    print(text_table([*_rows(found), ("written", str(out))]))
+    return 0
+
+
+def _write(found: PairResult, out: Path) -> None:
+    import numpy as np
+
+    from dust3r_ros.files import replacing
+    from dust3r_ros.mapping.export import write_json
+    from dust3r_ros.mapping.folders import write_image
+
     with replacing(out / "matches.npz") as scratch:
         np.savez(
             scratch,
@@ -60,8 +69,6 @@ def run(arguments: argparse.Namespace) -> int:
         )
     write_json(found.to_json(), out / "pose.json")
     write_image(_drawing(found.images[0].pixels, found.images[1].pixels, found.matches), out / "matches.jpg")
-    print(text_table([*_rows(found), ("written", str(out))]))
-    return 0
 
 
 def _original(image: PreparedImage, pixels: Any) -> FloatArray:
@@ -72,6 +79,10 @@ def _original(image: PreparedImage, pixels: Any) -> FloatArray:
 
 
 def _rows(found: PairResult) -> list[tuple[str, str]]:
+    from dust3r_ros.evaluation.report import focal_text
+
+    if found.still:
+        return [("motion", "none: both images are of one view. The pose is the identity; a focal cannot be told")]
     rows = [("matches", f"{len(found.matches)}")]
     for name, pose in (("PnP", found.pnp), ("Procrustes", found.procrustes)):
         if pose is None:
@@ -82,7 +93,9 @@ def _rows(found: PairResult) -> list[tuple[str, str]]:
             (f"pose by {name}", f"turned by {found.angle_deg(pose):.2f} deg, towards {found.heading(pose)}; {share}")
         )
     if found.focals_px is not None:
-        rows.append(("focals", f"{found.focals_px[0]:.1f} px, {found.focals_px[1]:.1f} px"))
+        sizes = [max(t.original_width, t.original_height) for t in (image.transform for image in found.images)]
+        texts = [focal_text(focal, size) for focal, size in zip(found.focals_px, sizes)]
+        rows.append(("focals", ", ".join(texts)))
     return rows
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dust3r_ros.config import CleanConfig, NodeConfig, ReconstructorConfig
 from dust3r_ros.errors import ConfigError, ExportError
-from dust3r_ros.options import Option, Value, make_config, options_of
+from dust3r_ros.options import Option, Value, flatten_config, make_config, options_of
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -57,17 +58,38 @@ def add_options(parser: argparse.ArgumentParser, config_class: type) -> None:
         _add(parser, option)
 
 
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """``--overwrite``, for ``results_folder``."""
+    parser.add_argument("--overwrite", action="store_true", help="replace the results that are in DIR already")
+
+
 def add_results_options(parser: argparse.ArgumentParser) -> None:
     """``--overwrite``, ``--export``, and an option for every step of the clean-up."""
-    parser.add_argument("--overwrite", action="store_true", help="replace the results that are in DIR already")
+    add_overwrite(parser)
     parser.add_argument(
         "--export", default="", metavar="NAMES",
         help="more files in DIR: all, or names with commas between: glb (cloud, cameras), pcd, kitti (poses), colmap "
-        "(model, images), nerfstudio (transforms.json, images), depth (images with depth), mesh",
+        "(model, images), nerfstudio (transforms.json, images), depth (images with depth), exr (depth), mesh, "
+        "bag (ROS 2)",
     )  # fmt: skip
     group = parser.add_argument_group("clean-up of the result")
     for option in options_of(CleanConfig).values():
         _add(group, option)
+
+
+def results_options(arguments: argparse.Namespace) -> list[str]:
+    """The options of a command line with ``add_results_options`` and ``add_pipeline_options``, for another such one.
+
+    ``--overwrite`` is not among them. Values are checked here. Raises ConfigError.
+    """
+    defaults = flatten_config(ReconstructorConfig())
+    config = flatten_config(config_of(arguments))
+    changed = [f"{name}={_text(value)}" for name, value in config.items() if value != defaults[name]]
+    options = [part for change in changed for part in ("--set", change)]
+    for name, value in given_options(arguments, CleanConfig).items():
+        flag = name.replace("_", "-")
+        options += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", f"{value}"]
+    return options + (["--export", arguments.export] if arguments.export else [])
 
 
 def clean_config(arguments: argparse.Namespace) -> CleanConfig:
@@ -122,19 +144,33 @@ def parse_value(name: str, text: str) -> Value:
     return converted
 
 
-def output_folder(path: Path) -> Path:
-    """The folder results go to, made when it is missing: before the long work, not after. Raises ExportError."""
+@contextmanager
+def output_folder(path: Path) -> Iterator[Path]:
+    """The folder results go to, made when it is missing: before the long work, not after.
+
+    When the block raises and has left nothing in it, what was made is taken away again. Raises ExportError.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExportError(f"cannot write to {path}: {error.strerror or error}") from error
-    return path
+    try:
+        yield path
+    except BaseException:
+        with suppress(OSError):  # something is in it
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
-def results_folder(arguments: argparse.Namespace) -> Path:
-    """``--out``, made when it is missing. Raises ExportError when it holds cameras already: results, or a pack."""
+def results_folder(arguments: argparse.Namespace, *results: str) -> AbstractContextManager[Path]:
+    """``--out`` as ``output_folder``.
+
+    Raises ExportError when one of the files ``results`` is there already, unless ``--overwrite`` is given.
+    """
     folder: Path = arguments.out
-    if (folder / "cameras.json").exists() and not arguments.overwrite:
+    if not arguments.overwrite and any((folder / name).exists() for name in results):
         raise ExportError(f"{folder} holds results already: choose another folder, or give --overwrite")
     return output_folder(folder)
 
@@ -145,6 +181,11 @@ def _add(group: argparse._ActionsContainer, option: Option) -> None:
     settings: dict[str, Any] = {"help": shown, "default": None, "dest": option.name}
     settings |= {"action": argparse.BooleanOptionalAction} if option.type is bool else {"type": option.type, **choices}
     group.add_argument(f"--{option.name.replace('_', '-')}", **settings)
+
+
+def _text(value: Value) -> str:
+    """What ``parse_value`` reads as the value."""
+    return ",".join(value) if isinstance(value, list) else f"{value}"
 
 
 def _parse_bool(text: str) -> bool:

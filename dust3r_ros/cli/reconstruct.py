@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -83,7 +82,7 @@ def camera_of(arguments: argparse.Namespace, height: int, width: int) -> Intrins
 def run(arguments: argparse.Namespace) -> int:
     """Reconstruct, clean and write."""
     from dust3r_ros.evaluation.exports import clean, parse_exports
-    from dust3r_ros.evaluation.report import Summary, summary_rows
+    from dust3r_ros.evaluation.report import Summary
 
     config = config_of(arguments)
     cleaning = clean_config(arguments)
@@ -98,12 +97,10 @@ def run(arguments: argparse.Namespace) -> int:
             f"--intrinsics {config.intrinsics} needs --camera FX FY CX CY: images do not tell their intrinsics"
         )
     paths = find_images(arguments.images)
-    out = results_folder(arguments)
-    with progress_bars() as bars:
+    with results_folder(arguments, "cameras.json") as out, progress_bars() as bars:
         result = _reconstruct(paths, arguments, config, out, bars)
         cleaned = clean(result, config.map, cleaning)
-        rows = summary_rows(Summary.of(cleaned.result))
-        finished = Finished(cleaned, rows, config, arguments.images[0].resolve().name)
+        finished = Finished(cleaned, Summary.of(cleaned.result), config, arguments.images[0].resolve().name)
         originals = _sources(paths, arguments, out)
         refused = write_all(finished, out, exports, originals, bars, picture=arguments.picture)
     say(finished, out, refused)
@@ -115,7 +112,7 @@ def find_images(given: Sequence[Path]) -> list[Path]:
 
     Raises ImageError when there are no images.
     """
-    from dust3r_ros.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+    from dust3r_ros.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, natural_key
 
     found: list[Path] = []
     for path in given:
@@ -123,7 +120,7 @@ def find_images(given: Sequence[Path]) -> list[Path]:
             inside = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
             if not inside:
                 raise ImageError(f"{path}: no images in this folder")
-            found += sorted(inside, key=_natural)
+            found += sorted(inside, key=lambda file: natural_key(file.name))
         elif not path.exists():
             raise ImageError(f"{path}: no such file or folder")
         else:
@@ -193,9 +190,3 @@ def _video_sources(path: Path, arguments: argparse.Namespace) -> Iterator[Source
         known = camera_of(arguments, *frame.image.shape[:2])
         name = f"{path.name}#{frame.index}"
         yield SourceImage(name, held(frame.image), intrinsics=known, stamp_ns=frame.stamp_ns)
-
-
-def _natural(path: Path) -> list[tuple[int, int, str]]:
-    """A key under which ``frame2`` comes before ``frame10``."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts if part]

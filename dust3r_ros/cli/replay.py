@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +20,14 @@ from dust3r_ros.cli.progress import progress_bars
 from dust3r_ros.errors import RecordingError
 
 if TYPE_CHECKING:
+    from dust3r_ros.evaluation.metrics import PoseErrors
     from dust3r_ros.evaluation.report import Summary
     from dust3r_ros.evaluation.results import IncrementalRun, Progress, Reconstruction
     from dust3r_ros.pipeline import SourceImage
     from dust3r_ros.ros.bag import Frame, Recording
 
 _MAX_GAP_NS = 50_000_000  # between an image and its true pose
-_KEPT_VIEWS = 48  # with depth and pixels, for the report; the map has all
+KEPT_VIEWS = 48  # with depth and pixels, for the report; the map has all
 
 
 def register(commands: Any) -> None:
@@ -37,7 +40,7 @@ def register(commands: Any) -> None:
     parser.add_argument("bag", type=Path, metavar="BAG", help="rosbag2 folder, .mcap, .db3, or ROS 1 .bag")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR",
-        help="trajectory.tum, cloud.ply, cameras.json and report.html go here",
+        help="trajectory.tum, frames.tum, cloud.ply, cameras.json and report.html go here",
     )  # fmt: skip
     parser.add_argument("--topic", default="", help="image topic (default: the only one)")
     parser.add_argument("--truth", default="", metavar="TOPIC", help="true camera poses (default: found by name)")
@@ -62,11 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
         topic = recording.choose_image_topic(arguments.topic)
         if config.intrinsics != "estimate":
             _require_intrinsics(recording, topic.name, config.intrinsics)
-        out = results_folder(arguments)
         needs_all = bool(exports) or clean_config(arguments) != CleanConfig()
-        reconstructor = Reconstructor(config, load_predictor(config))
-        replayed = IncrementalRun(reconstructor, keep=None if needs_all else _KEPT_VIEWS)
-        with progress_bars() as bars:
+        with results_folder(arguments, "cameras.json") as out, progress_bars() as bars:
+            reconstructor = Reconstructor(config, load_predictor(config))
+            replayed = IncrementalRun(reconstructor, keep=None if needs_all else KEPT_VIEWS)
             damage = _feed(replayed, recording, topic.name, topic.count, bars)
             result = replayed.result()
             if result.images == 0:
@@ -122,30 +124,38 @@ def _finished(result: Reconstruction, recording: Recording, arguments: argparse.
     import numpy as np
 
     from dust3r_ros.evaluation.exports import clean
-    from dust3r_ros.evaluation.report import summary_rows
 
     truth = recording.poses(arguments.truth)
     cleaned = clean(result, config.map, clean_config(arguments))
     summary = _summary(cleaned.result, [pose.stamp_ns for pose in truth], [pose.pose for pose in truth])
-    rows = summary_rows(summary)
     if recording.skipped:
-        rows.insert(2, ("images left out", f"{recording.skipped} that cannot be decoded"))
+        summary = replace(summary, undecodable=recording.skipped)
     to_truth = summary.errors.to_truth if summary.errors is not None else None
     path = np.stack([pose.pose for pose in truth]) if truth else None
     moved = to_truth.inverse().apply_to_pose(path) if to_truth is not None and path is not None else None
-    return Finished(cleaned, rows, config, recording.path.name, moved)
+    return Finished(cleaned, summary, config, recording.path.name, moved)
 
 
 def _summary(result: Reconstruction, truth_ns: list[int], truth: list[Any]) -> Summary:
     import numpy as np
 
-    from dust3r_ros.evaluation.metrics import associate, path_length, pose_errors
+    from dust3r_ros.evaluation.metrics import path_length
     from dust3r_ros.evaluation.report import Summary
 
-    pairs = associate([view.stamp_ns for view in result.views], truth_ns, _MAX_GAP_NS)
-    errors, length = None, None
-    if pairs:
-        estimated = np.stack([result.views[i].camera_to_world for i, _ in pairs])
-        errors = pose_errors(estimated, np.stack([truth[j] for _, j in pairs]))
-        length = path_length(np.stack(truth))
-    return Summary.of(result, errors=errors, path_length=length, unit="m")
+    errors = _errors([(view.stamp_ns, view.camera_to_world) for view in result.views], truth_ns, truth)
+    tracked = _errors(result.frames, truth_ns, truth)
+    length = path_length(np.stack(truth)) if errors is not None else None
+    summary = Summary.of(result, errors=errors, path_length=length, unit="m")
+    return replace(summary, tracked_ate=tracked.ate_rmse if tracked is not None else None)
+
+
+def _errors(poses: Sequence[tuple[int, Any]], truth_ns: list[int], truth: list[Any]) -> PoseErrors | None:
+    """Of (stamp_ns, camera_to_world) against the true poses of about the same times; None when there are none."""
+    import numpy as np
+
+    from dust3r_ros.evaluation.metrics import associate, pose_errors
+
+    pairs = associate([stamp_ns for stamp_ns, _ in poses], truth_ns, _MAX_GAP_NS)
+    if not pairs:
+        return None
+    return pose_errors(np.stack([poses[i][1] for i, _ in pairs]), np.stack([truth[j] for _, j in pairs]))

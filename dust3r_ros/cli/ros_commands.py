@@ -84,7 +84,8 @@ def run_demo(arguments: argparse.Namespace) -> int:
         image_topic=arguments.topic,
         parameters=ros_parameters(config),
     )
-    result = demo.run_demo(arguments.bag, output_folder(arguments.out), options, _report)
+    with output_folder(arguments.out) as out:
+        result = demo.run_demo(arguments.bag, out, options, _report)
     print(result.table())
     return 0
 

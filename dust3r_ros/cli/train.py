@@ -42,13 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
     from dust3r_ros.evaluation.report import text_table
     from dust3r_ros.training.loop import CHECKPOINT, train
 
-    out = output_folder(arguments.out)
-    with progress_bars() as bars:
+    with output_folder(arguments.out) as out, progress_bars() as bars:
         source = _packs(arguments.packs) if arguments.packs else None
         result = train(out, given_options(arguments, TrainingConfig), source=source, report=bars)
         if not result.finished:
             bars.abandon()
-    rows = [("pairs", str(result.progress.pairs)), ("hours", f"{result.progress.seconds / 3600:.2f}"),
+    rows = [("pairs", f"{result.progress.pairs} of {result.pairs}"), ("hours", f"{result.progress.seconds / 3600:.2f}"),
             ("stage", result.progress.stage)]  # fmt: skip
     if result.assessment is not None:
         m, t = result.assessment.model, result.assessment.trivial
@@ -57,8 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
             ("direction", f"{m.direction_deg:.2f} degrees (any: {t.direction_deg:.2f})"),
             ("depth AbsRel", f"{m.absrel:.3f} (plane: {t.absrel:.3f})"),
         ]
-    if result.interrupted:
-        rows.append(("interrupted", "the same command goes on"))
+    if not result.finished:
+        rows.append(("interrupted" if result.interrupted else "not finished", "the same command goes on"))
     print(text_table([*rows, ("checkpoint", str(out / CHECKPOINT))]))
     return 0
 

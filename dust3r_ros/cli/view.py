@@ -6,7 +6,7 @@ import argparse
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from dust3r_ros.cli.evaluate import GRAPHS
 from dust3r_ros.cli.options import add_pipeline_options, config_of
 from dust3r_ros.cli.progress import progress_bars
 from dust3r_ros.cli.reconstruct import IMAGE_PERIOD_NS, find_images
-from dust3r_ros.cli.replay import frame_source
+from dust3r_ros.cli.replay import KEPT_VIEWS, frame_source
 from dust3r_ros.cli.ros_commands import ros_module
 from dust3r_ros.errors import ImageError, ViewerError
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from dust3r_ros.predictor import PairPredictor
     from dust3r_ros.viewer import RunSettings, Upload, ViewedScene, Viewer
 
-_REDRAW_SECONDS = 1.0  # between two changes of the page while a map grows
+_REDRAW_SECONDS = 1.0  # between two changes of the page while a map grows, at least
+_REDRAW_PAUSE = 5.0  # times as long as the last change took
 
 
 def register(commands: Any) -> None:
@@ -37,7 +38,7 @@ def register(commands: Any) -> None:
         "view",
         help="show a result, or watch a reconstruction, on a web page",
         description="Show a result folder on a web page, or reconstruct images, a video or a recording there while you "
-        "watch. Without a source, drop images into the page.",
+        "watch. Without a source, put images into the page, one by one or as a .zip.",
     )
     parser.add_argument(
         "source", type=Path, nargs="*", metavar="SOURCE",
@@ -88,29 +89,40 @@ def watch(
 ) -> None:  # fmt: skip
     """Images through the incremental pipeline; the page follows. Raises ImageError when none can be read."""
     from dust3r_ros.evaluation.results import IncrementalRun
+    from dust3r_ros.pictures import thumbnail
     from dust3r_ros.pipeline import Reconstructor
+    from dust3r_ros.viewer.scene import FRUSTUM_PX
 
-    growing = IncrementalRun(Reconstructor(config, predictor))
-    shown_at = float("-inf")
+    growing = IncrementalRun(Reconstructor(config, predictor), keep=KEPT_VIEWS)
+    pictures: dict[int, ByteImage] = {}
+    due = float("-inf")
     for done, source in enumerate(sources):
         progress("reconstruct", done, 0)
-        if growing.add(source) and time.monotonic() - shown_at > _REDRAW_SECONDS:
-            viewer.show(viewed(growing.result()))
-            shown_at = time.monotonic()
+        if not growing.add(source):
+            continue
+        if (newest := growing.newest) is not None:
+            pictures[newest.number] = thumbnail(newest.image.pixels, FRUSTUM_PX)
+        if (begun := time.monotonic()) >= due:
+            viewer.show(viewed(growing.result(), pictures))
+            now = time.monotonic()
+            due = now + max(_REDRAW_SECONDS, _REDRAW_PAUSE * (now - begun))
     result = growing.result()
     if result.refused and len(result.refused) == result.images:
         raise ImageError(f"none of the {result.images} images can be read; the first: {result.refused[0]}")
-    viewer.show(viewed(result))
+    viewer.show(viewed(result, pictures))
 
 
-def viewed(result: Reconstruction) -> ViewedScene:
-    """A reconstruction as the page shows it."""
+def viewed(result: Reconstruction, pictures: Mapping[int, ByteImage] | None = None) -> ViewedScene:
+    """A reconstruction as the page shows it. Views without pixels have only their ``pictures``, by number."""
     from dust3r_ros.viewer import ViewedKeyframe, ViewedScene
 
-    views = [view for view in result.views if view.image.pixels.size]
+    small = pictures or {}
+    views = [view for view in result.views if view.image.pixels.size or view.number in small]
     place = {view.number: k for k, view in enumerate(views)}
     keyframes = [
         ViewedKeyframe(v.name, v.image.pixels, v.camera_to_world, v.intrinsics, v.estimate.depth, v.estimate.confidence)
+        if v.image.pixels.size
+        else ViewedKeyframe(v.name, small[v.number], v.camera_to_world, v.intrinsics)
         for v in views
     ]
     edges = {(place[i], place[j]): r for (i, j), r in result.edges.items() if i in place and j in place}
@@ -145,10 +157,11 @@ def _is_result(source: Sequence[Path]) -> bool:
 
 def _sources(given: Sequence[Path]) -> Iterable[SourceImage]:
     """Images of a recording, a video, a folder or files, in order."""
+    from dust3r_ros.fleet.jobs import is_recording
     from dust3r_ros.images import VIDEO_SUFFIXES, load_image, video_frames
     from dust3r_ros.pipeline import SourceImage
 
-    if len(given) == 1 and _is_recording(given[0]):
+    if len(given) == 1 and is_recording(given[0]):
         return _recorded(given[0])
     paths = find_images(given)
     if paths[0].suffix.lower() in VIDEO_SUFFIXES:
@@ -159,10 +172,6 @@ def _sources(given: Sequence[Path]) -> Iterable[SourceImage]:
 
 def _held(image: ByteImage) -> ByteImage:
     return image
-
-
-def _is_recording(path: Path) -> bool:
-    return path.suffix in (".mcap", ".db3", ".bag") or (path / "metadata.yaml").is_file()
 
 
 def _recorded(path: Path) -> Iterable[SourceImage]:

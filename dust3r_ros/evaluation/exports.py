@@ -13,11 +13,12 @@ import numpy as np
 from dust3r_ros.config import CleanConfig, MapConfig
 from dust3r_ros.data import BoolArray, PosedView
 from dust3r_ros.errors import ConfigError, ExportError
+from dust3r_ros.evaluation.result_bag import write_result_bag
 from dust3r_ros.evaluation.results import Progress, Reconstruction
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.colmap import write_colmap
 from dust3r_ros.mapping.export import write_cloud, write_kitti, write_mesh
-from dust3r_ros.mapping.folders import write_depth_pack, write_image, write_transforms
+from dust3r_ros.mapping.folders import write_depth_pack, write_exr, write_image, write_transforms
 from dust3r_ros.mapping.fuse import FusedMap
 from dust3r_ros.mapping.gltf import write_glb
 from dust3r_ros.mapping.masks import clean_views, without_outliers
@@ -158,17 +159,34 @@ def _nerfstudio(cleaned: Cleaned, stems: Sequence[str], folder: Path) -> None:
 
 
 def _depth(cleaned: Cleaned, stems: Sequence[str], folder: Path) -> None:
+    views, masks, names = _with_depth(cleaned, stems, folder / "depth")
+    write_depth_pack(views, masks, names, folder / "depth", metric=cleaned.result.metric)
+
+
+def _exr(cleaned: Cleaned, stems: Sequence[str], folder: Path) -> None:
+    for view, mask, name in zip(*_with_depth(cleaned, stems, folder / "exr")):
+        write_exr(view.estimate.depth * mask, folder / "exr" / f"{name}.exr")
+
+
+def _with_depth(
+    cleaned: Cleaned, stems: Sequence[str], place: Path
+) -> tuple[tuple[PosedView, ...], tuple[BoolArray, ...], tuple[str, ...]]:  # fmt: skip
+    """The views that have depth, their masks and names. Raises ExportError when there are none."""
     kept = [(v, m, s) for v, m, s in zip(cleaned.result.views, cleaned.masks, stems, strict=True) if m.any()]
     if not kept:
-        raise ExportError(f"cannot write {folder / 'depth'}: no view has depth")
+        raise ExportError(f"cannot write {place}: no view has depth")
     views, masks, names = zip(*kept)
-    write_depth_pack(views, masks, names, folder / "depth", metric=cleaned.result.metric)
+    return views, masks, names
 
 
 def _mesh(cleaned: Cleaned, stems: Sequence[str], folder: Path) -> None:
     if not cleaned.voxel_edge > 0:
         raise ExportError(f"cannot write {folder / 'mesh.ply'}: a mesh needs map.voxel_size above 0, and depth")
     write_mesh(cleaned.result.views, cleaned.masks, _MESH_VOXELS * cleaned.voxel_edge, folder / "mesh.ply")
+
+
+def _bag(cleaned: Cleaned, stems: Sequence[str], folder: Path) -> None:
+    write_result_bag(cleaned.result.views, cleaned.masks, cleaned.result.cloud, folder / "bag")
 
 
 EXPORTS: dict[str, Callable[[Cleaned, Sequence[str], Path], None]] = {
@@ -178,5 +196,7 @@ EXPORTS: dict[str, Callable[[Cleaned, Sequence[str], Path], None]] = {
     "colmap": _colmap,
     "nerfstudio": _nerfstudio,
     "depth": _depth,
+    "exr": _exr,
     "mesh": _mesh,
+    "bag": _bag,
 }

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from dust3r_ros.data import BoolArray, FloatArray
+from dust3r_ros.files import replacing
 from dust3r_ros.mapping.cloud import PointCloud
-from dust3r_ros.mapping.export import replacing
+from dust3r_ros.mapping.upright import up_of
 
 MAX_POINTS = 250_000  # drawn a view
 _BACKGROUND, _PATH, _TRUTH = "#14161a", "#ff9f1c", "#4cc9f0"
@@ -60,20 +62,11 @@ def draw_reconstruction(what: Reconstruction, path: Path, *, title: str = "", ca
 
 
 def upright_axes(poses: FloatArray, points: FloatArray | None = None) -> FloatArray:
-    """Axes (3, 3), rows right, forward and up, in the world of ``poses`` (N, 4, 4).
+    """Axes (3, 3), rows right, forward and up, in the world of ``poses`` (N, 4, 4) and ``points`` (M, 3).
 
-    A camera is seldom rolled, so up is where the cameras' x axes are not, on the side of their -y axes; near it, up
-    is the direction in which the ``points`` (M, 3) lie most in layers, as floors and tables do. Forward is where the
-    first camera looks, levelled.
+    Forward is where the first camera looks, levelled.
     """
-    x, y = poses[:, :3, 0], poses[:, :3, 1]
-    mean_up = -y.mean(axis=0)
-    spread = x.T @ x / len(x) - 0.002 * np.outer(mean_up, mean_up)  # the second term decides where all look one way
-    up = np.linalg.eigh(spread)[1][:, 0]
-    up = up if up @ mean_up >= 0 else -up
-    if points is not None and len(points) >= 1000:
-        for reach_deg in (24.0, 3.0):
-            up = _most_layered(points[:: max(1, len(points) // 10_000)], up, reach_deg)
+    up = up_of(poses, points)
     forward = _levelled(poses[0, :3, 2], up)
     if np.linalg.norm(forward) < 1e-3:  # looks straight up or down
         forward = _levelled(poses[0, :3, 1], up)
@@ -83,19 +76,6 @@ def upright_axes(poses: FloatArray, points: FloatArray | None = None) -> FloatAr
 
 def _levelled(direction: FloatArray, up: FloatArray) -> FloatArray:
     return direction - (direction @ up) * up
-
-
-def _most_layered(points: FloatArray, up: FloatArray, reach_deg: float) -> FloatArray:
-    """The direction within reach of ``up`` along which the histogram of the points' heights is the most peaked."""
-    first = np.linalg.svd(up[None])[2][1:]
-    lean = np.tan(np.radians(np.linspace(-reach_deg, reach_deg, 13)))
-    tried = up + np.stack(np.meshgrid(lean, lean), axis=-1).reshape(-1, 2) @ first
-    tried /= np.linalg.norm(tried, axis=1, keepdims=True)
-    heights = points @ tried.T
-    low, high = np.quantile(heights, [0.02, 0.98], axis=0)
-    width = max(float((high - low).max()), 1e-9) / 100
-    peaks = [np.square(np.bincount(((h - h.min()) / width).astype(np.int64))).sum() for h in heights.T]
-    return tried[int(np.argmax(peaks))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,16 +179,23 @@ def _brightened(colours: FloatArray) -> FloatArray:
 
 
 def _draw_depths(figure: Figure, place: Any, what: Reconstruction) -> None:
-    known = [d.depth[np.isfinite(d.depth) & (d.depth > 0)] for d in what.depths]
-    together = np.concatenate([k.ravel() for k in known]) if known else np.empty(0)
-    near, far = np.quantile(together, [0.02, 0.98]) if len(together) else (0.0, 1.0)
+    """Near is red, evenly in the inverse, as in ``pictures.depth_picture``, and all in one range."""
+    inverse = [_inverse(view.depth) for view in what.depths]
+    together = np.concatenate([values.compressed() for values in inverse])
+    least, most = np.quantile(together, [0.02, 0.98]) if len(together) else (0.5, 1.0)
     row = [figure.add_subplot(cell) for cell in place.subgridspec(1, len(what.depths))]
     shown: Any = None
-    for axes, view in zip(row, what.depths):
-        unknown = ~(np.isfinite(view.depth) & (view.depth > 0))
+    for axes, view, values in zip(row, what.depths, inverse):
         axes.set_facecolor(_BACKGROUND)
-        shown = axes.imshow(np.ma.masked_array(view.depth, unknown), cmap="turbo", vmin=near, vmax=far)
+        shown = axes.imshow(values, cmap="turbo", vmin=least, vmax=most)
         axes.set_title(view.title, fontsize=10)
         axes.set_xticks([])
         axes.set_yticks([])
-    figure.colorbar(shown, ax=row, label=f"depth [{what.unit}]", shrink=0.9, pad=0.01)
+    depth_text = FuncFormatter(lambda value, _: f"{1 / value:.3g}" if value > 0 else "")
+    figure.colorbar(shown, ax=row, label=f"depth [{what.unit}]", format=depth_text, shrink=0.9, pad=0.01)
+
+
+def _inverse(depth: FloatArray) -> Any:
+    """1 / depth (H, W), masked where the depth is not known."""
+    known = np.isfinite(depth) & (depth > 0)
+    return np.ma.masked_array(np.divide(1.0, depth, out=np.zeros(depth.shape), where=known), ~known)

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,11 +20,12 @@ from dust3r_ros.data import ByteImage, FloatArray, PosedView
 from dust3r_ros.evaluation.exports import Cleaned
 from dust3r_ros.evaluation.figure import upright_axes
 from dust3r_ros.evaluation.run import draw_result
+from dust3r_ros.files import replacing
 from dust3r_ros.images import to_jpeg
 from dust3r_ros.mapping.cloud import PointCloud
-from dust3r_ros.mapping.export import replacing
 from dust3r_ros.mapping.gltf import frustum_corners, frustum_depth
 from dust3r_ros.options import flatten_config
+from dust3r_ros.pictures import confidence_picture, depth_picture, thumbnail
 
 MAX_POINTS = 80_000  # that can be turned around
 _STRIP_VIEWS = 8
@@ -78,23 +78,14 @@ def _figure(cleaned: Cleaned, truth: FloatArray | None) -> str:
 
 
 def _strip_entry(view: PosedView) -> str:
-    known = (view.estimate.depth > 0) & (view.estimate.confidence > 0)
-    inverse = np.divide(1.0, view.estimate.depth, out=np.zeros_like(view.estimate.depth), where=known)
+    sure = np.where(view.estimate.depth > 0, view.estimate.confidence, 0)
     pictures = (
         ("image", view.image.pixels),
-        ("depth", coloured(inverse, known)),
-        ("confidence", coloured(np.log(np.where(known, view.estimate.confidence, 1.0)), known, cv2.COLORMAP_VIRIDIS)),
+        ("depth", depth_picture(np.where(sure > 0, view.estimate.depth, 0))),
+        ("confidence", confidence_picture(sure)),
     )
     images = "".join(f'<img alt="{name}" src="{_jpeg(pixels)}">' for name, pixels in pictures)
     return f"<figure>{images}<figcaption>{html.escape(Path(view.name).name)}</figcaption></figure>"
-
-
-def coloured(values: FloatArray, known: NDArray[np.bool_], colours: int = cv2.COLORMAP_TURBO) -> ByteImage:
-    """Values (H, W) in colours, (H, W, 3) RGB, from their 2nd to their 98th percentile; black where not known."""
-    low, high = np.quantile(values[known], [0.02, 0.98])
-    shares = np.clip((values - low) / max(float(high - low), 1e-9), 0, 1)
-    shown = cv2.applyColorMap((255 * shares).astype(np.uint8), colours)[..., ::-1]
-    return np.where(known[..., None], shown, 0).astype(np.uint8)
 
 
 def _clean(cleaned: Cleaned) -> str:
@@ -199,11 +190,7 @@ def _chain(points: FloatArray) -> FloatArray:
 
 
 def _jpeg(pixels: ByteImage) -> str:
-    scale = _PICTURE_PX / max(pixels.shape[:2])
-    if scale < 1:
-        resized = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        pixels = np.asarray(resized, dtype=np.uint8)
-    return _data_uri(to_jpeg(pixels, _JPEG_QUALITY).tobytes(), "jpeg")
+    return _data_uri(to_jpeg(thumbnail(pixels, _PICTURE_PX), _JPEG_QUALITY).tobytes(), "jpeg")
 
 
 def _data_uri(data: bytes, kind: str) -> str:

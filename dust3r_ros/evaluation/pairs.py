@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from dust3r_ros.alignment import intrinsics_of_image
+from dust3r_ros.alignment import intrinsics_of_image, pair_similarity
 from dust3r_ros.data import ByteImage, FloatArray, Intrinsics, PairPrediction, PairState, PreparedImage
 from dust3r_ros.evaluation.metrics import depth_errors, relative_errors_deg
 from dust3r_ros.evaluation.run import at_network_pixels
-from dust3r_ros.geometry import make_pose, pixel_rays, procrustes, rotation_angle_deg
+from dust3r_ros.geometry import make_pose, pixel_rays, rotation_angle_deg
 from dust3r_ros.images import prepare
 from dust3r_ros.predictor import ImageSize, PairPredictor, PredictorInfo
 
@@ -40,8 +40,8 @@ class TrueView:
 class PairErrors:
     """Errors of one pair, or medians over pairs; NaN where there is no truth.
 
-    ``rotation_deg`` and ``direction_deg`` are of the second camera in the first's frame, by Procrustes between the
-    second view's own pointmap and the one predicted in the first's frame. ``absrel`` is the mean relative depth error
+    ``rotation_deg`` and ``direction_deg`` are of the second camera in the first's frame, by trimmed Procrustes
+    between both views' points in both frames. ``absrel`` is the mean relative depth error
     of the first view after the median scale, ``covered`` the share of its pixels with a prediction,
     ``focal_percent`` the signed error of the focal of its pointmap.
     """
@@ -125,10 +125,9 @@ def pair_errors(
     first: TrueView, second: TrueView, image: PreparedImage, forward: PairPrediction, backward: PairPrediction
 ) -> PairErrors | None:
     """One pair's errors, None if it failed; ``image`` is the first view's, ``forward`` the pair (first, second)."""
-    weight = np.minimum(forward.conf_j, backward.conf_i).ravel()
-    if forward.state is PairState.FAILED or np.count_nonzero(weight) < 3:
+    found = None if forward.state is PairState.FAILED else pair_similarity(forward, backward)
+    if found is None:
         return None
-    found = procrustes(backward.points_i.reshape(-1, 3), forward.points_j.reshape(-1, 3), weight)
     poses = np.stack([np.eye(4), make_pose(found.rotation, found.translation)])
     rotation, direction = relative_errors_deg(poses, np.stack([first.camera_to_world, second.camera_to_world]))
     if not np.linalg.norm(found.translation) > _NO_TRANSLATION:

@@ -16,6 +16,7 @@ from dust3r_ros.batch import reconstruct
 from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.data import FloatArray, PosedView, PreparedImage, ViewEstimate
 from dust3r_ros.errors import AlignmentError, Dust3rError, ImageError, RecordingError
+from dust3r_ros.evaluation.frame_poses import FramePoses
 from dust3r_ros.geometry import Similarity
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.export import CameraRecord, write_cameras_json, write_cloud, write_tum
@@ -40,7 +41,8 @@ class Reconstruction:
     ``views`` are those with a pose, in order; of ``images`` given, ``tried`` were to get one (in an incremental run
     the keyframes); ``seconds`` is the wall time with reading the images and without loading the model, and
     ``stage_seconds`` how it divides; ``refused`` says of every image that cannot be read why; ``edges`` maps directed
-    pairs of image numbers to the residual of their alignment, for a batch.
+    pairs of image numbers to the residual of their alignment, for a batch; ``frames`` has (stamp_ns, camera_to_world)
+    of every image that was tracked, keyframes included, in order.
     """
 
     views: tuple[PosedView, ...]
@@ -53,6 +55,7 @@ class Reconstruction:
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     refused: tuple[str, ...] = ()
     edges: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    frames: tuple[tuple[int, FloatArray], ...] = ()
 
     @property
     def focal_px(self) -> float | None:
@@ -150,6 +153,7 @@ class IncrementalRun:
         self._reconstructor = reconstructor
         self._keep = keep
         self._views: dict[int, PosedView] = {}
+        self._frames = FramePoses(reconstructor)
         self._stride = 1
         self._images = 0
         self._tried = 0
@@ -166,6 +170,7 @@ class IncrementalRun:
             self.refuse(error)
             return False
         update = self._reconstructor.add(image, source.stamp_ns, source.camera, source.intrinsics)
+        self._frames.add(image, source.stamp_ns, source.camera, update)
         if update is None:
             return False
         self._tried += 1
@@ -184,6 +189,11 @@ class IncrementalRun:
         self._thin()
         return True
 
+    @property
+    def newest(self) -> PosedView | None:
+        """The view of the newest keyframe, with its pixels."""
+        return next(reversed(self._views.values()), None)
+
     def refuse(self, error: Dust3rError) -> None:
         """Note that something could not be read, and why."""
         self._refused.append(str(error))
@@ -195,8 +205,10 @@ class IncrementalRun:
         poses = ((view, self._reconstructor.pose(index)) for index, view in sorted(self._views.items()))
         views = [_moved(view, replace(view.estimate, camera_to_world=pose)) for view, pose in poses if pose is not None]
         cloud, scale = self._reconstructor.map.cloud(), self._reconstructor.metric_scale
+        frames = self._frames.poses()
         if scale is not None:
             larger = Similarity(scale.metres_per_unit, np.eye(3), np.zeros(3))
+            frames = [(stamp_ns, larger.apply_to_pose(pose)) for stamp_ns, pose in frames]
             views = [_corrected(view, larger.matrix()) for view in views]
             cloud = replace(cloud, points=cloud.points * np.float32(scale.metres_per_unit))
         return Reconstruction(
@@ -208,7 +220,12 @@ class IncrementalRun:
             info=self._reconstructor.info,
             metric=scale is not None,
             refused=tuple(self._refused),
-            stage_seconds={**self._stages, "read and select": max(seconds - sum(self._stages.values()), 0.0)},
+            stage_seconds={
+                **self._stages,
+                "track": self._frames.seconds,
+                "read and select": max(seconds - sum(self._stages.values()) - self._frames.seconds, 0.0),
+            },
+            frames=tuple(frames),
         )
 
     def _thin(self) -> None:
@@ -242,7 +259,8 @@ def run_incremental(
 
 
 def write_results(result: Reconstruction, folder: Path) -> None:
-    """``trajectory.tum``, ``cloud.ply`` and ``cameras.json`` into a folder. Raises ExportError, and AlignmentError
+    """``trajectory.tum``, ``cloud.ply`` and ``cameras.json`` into a folder, and ``frames.tum`` with the poses of all
+    images where they were tracked. Raises ExportError, and AlignmentError
     or ImageError when there is nothing to write.
     """
     if not result.views:
@@ -250,6 +268,8 @@ def write_results(result: Reconstruction, folder: Path) -> None:
             raise ImageError(result.refused[0])
         raise AlignmentError(f"none of the {result.images} images could be placed: there is nothing to write")
     write_tum(result.trajectory(), folder / "trajectory.tum")
+    if result.frames:
+        write_tum(result.frames, folder / "frames.tum")
     write_cloud(result.cloud, folder / "cloud.ply")
     cameras = [CameraRecord(view.name, view.intrinsics, view.camera_to_world) for view in result.views]
     write_cameras_json(cameras, folder / "cameras.json", metric=result.metric)

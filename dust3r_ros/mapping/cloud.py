@@ -35,6 +35,15 @@ class PointCloud:
         """The points a mask, indices or a slice selects."""
         return PointCloud(self.points[selection], self.colours[selection], self.confidence[selection])
 
+    def grown(self, room: int) -> PointCloud:
+        """A copy with so many points, those beyond this cloud's all zero."""
+        more = room - len(self)
+        return PointCloud(
+            np.pad(self.points, ((0, more), (0, 0))),
+            np.pad(self.colours, ((0, more), (0, 0))),
+            np.pad(self.confidence, (0, more)),
+        )
+
     @classmethod
     def concatenate(cls, clouds: list[PointCloud]) -> PointCloud:
         """All points of several clouds, in order."""

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from dust3r_ros.data import FloatArray, Intrinsics, PosedView
 from dust3r_ros.errors import ExportError
+from dust3r_ros.files import replacing
 from dust3r_ros.geometry import invert_pose
-from dust3r_ros.mapping.export import replacing
 from dust3r_ros.mapping.tracks import Tracks
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import numpy as np
 
 from dust3r_ros.data import BoolArray, FloatArray, Intrinsics, PosedView
 from dust3r_ros.errors import ExportError
+from dust3r_ros.files import replacing
 from dust3r_ros.geometry import invert_pose, quaternion_xyzw
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.ply import parse_ply, ply_bytes
@@ -36,31 +34,6 @@ class CameraRecord:
     depth_file: str = ""
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to; it becomes ``path`` when the block ends well.
-
-    Missing folders are made. Raises ExportError when the system refuses.
-    """
-    path = Path(path)
-    scratch = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(21, "is a folder")
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-        scratch = Path(name)
-        os.close(handle)
-        yield scratch
-        scratch.chmod(0o666 & ~_umask())
-        scratch.replace(path)
-    except OSError as error:
-        raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if scratch is not None:
-            scratch.unlink(missing_ok=True)
-
-
 def write_cloud(cloud: PointCloud, path: Path) -> None:
     """A cloud in the format its name says: ``.ply`` with confidence, or ``.pcd``, ``.xyzrgb`` and others by Open3D."""
     path = Path(path)
@@ -72,6 +45,7 @@ def write_cloud(cloud: PointCloud, path: Path) -> None:
     with replacing(path) as scratch:
         if not o3d.io.write_point_cloud(str(scratch), to_open3d(cloud)):
             raise ExportError(f"cannot write {path}: Open3D knows no point cloud format {path.suffix!r}")
+        _check_whole(path, len(o3d.io.read_point_cloud(str(scratch)).points), len(cloud))
 
 
 def read_cloud(path: Path) -> PointCloud:
@@ -172,7 +146,14 @@ def write_mesh(views: Sequence[PosedView], masks: Sequence[BoolArray], voxel_edg
     with replacing(path) as scratch:
         if not o3d.io.write_triangle_mesh(str(scratch), mesh):
             raise ExportError(f"cannot write {path}: Open3D knows no mesh format {path.suffix!r}")
+        _check_whole(path, len(o3d.io.read_triangle_mesh(str(scratch)).triangles), len(mesh.triangles))
     return len(mesh.triangles)
+
+
+def _check_whole(path: Path, read: int, written: int) -> None:
+    """Open3D says nothing of a disk that became full."""
+    if read != written:
+        raise ExportError(f"cannot write {path}: only {read} of {written} were written (is the disk full?)")
 
 
 def _integrate(o3d: Any, volume: Any, view: PosedView, depth: FloatArray) -> None:
@@ -202,9 +183,3 @@ def _open3d(path: Path | None) -> Any:
         what = f"{path} needs Open3D" if path is not None else "Open3D is needed"
         raise ExportError(f"{what}, which cannot be loaded ({error})") from error
     return open3d
-
-
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dust3r_ros.data import BoolArray, ByteImage, Intrinsics, PosedView
+from dust3r_ros.data import BoolArray, ByteImage, FloatArray, Intrinsics, PosedView
 from dust3r_ros.errors import ExportError
-from dust3r_ros.mapping.export import CameraRecord, replacing, write_cameras_json, write_json
+from dust3r_ros.files import replacing
+from dust3r_ros.mapping.export import CameraRecord, write_cameras_json, write_json
 
 UNITS_A_STEP = 1000  # a 16-bit depth image counts thousandths of the world's unit: millimetres where it is metric
 _JPEG_QUALITY = 95
@@ -44,6 +46,23 @@ def write_depth_pack(
             np.save(scratch, depth)
         cameras.append(CameraRecord(f"{name}.jpg", view.estimate.intrinsics, view.camera_to_world, f"{name}.png"))
     write_cameras_json(cameras, folder / "cameras.json", metric=metric)
+
+
+def write_exr(depth: FloatArray, path: Path) -> None:
+    """Depth (H, W) as the channel Z of an OpenEXR image, float32 in the world's unit, 0 where there is none.
+
+    Raises ExportError without OpenEXR.
+    """
+    try:
+        openexr = importlib.import_module("OpenEXR")
+    except ImportError as error:
+        raise ExportError(f"{path} needs OpenEXR, which cannot be loaded ({error}): pip install OpenEXR") from error
+    header = {"compression": openexr.ZIP_COMPRESSION, "type": openexr.scanlineimage}
+    with replacing(path) as scratch, openexr.File(header, {"Z": np.ascontiguousarray(depth, np.float32)}) as file:
+        try:
+            file.write(str(scratch))
+        except RuntimeError as error:  # a full disk
+            raise ExportError(f"cannot write {path}: {' '.join(str(error).split())}") from error
 
 
 def write_transforms(views: Sequence[PosedView], files: Sequence[str], path: Path, *, cloud_file: str = "") -> None:

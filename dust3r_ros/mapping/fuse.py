@@ -14,7 +14,7 @@ from dust3r_ros.config import MapConfig
 from dust3r_ros.data import BoolArray, ByteImage, FloatArray, ViewEstimate
 from dust3r_ros.geometry import Similarity
 from dust3r_ros.mapping.cloud import PointCloud
-from dust3r_ros.mapping.voxels import Contribution, VoxelGrid, renumbered
+from dust3r_ros.mapping.voxels import Contribution, VoxelGrid, VoxelState, renumbered
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +177,19 @@ class FusedMap:
             return self._grid.cloud()
         clouds = [f.added for f in self._movable.values() if isinstance(f.added, PointCloud)]
         return PointCloud.concatenate(self._frozen + clouds)
+
+    def state(self) -> tuple[VoxelState | None, PointCloud]:
+        """What it is made of: voxels, or every point."""
+        if self._grid is not None:
+            return self._grid.state, PointCloud.empty()
+        return None, self.cloud()
+
+    def restore(self, voxels: VoxelState | None, points: PointCloud, newest: int) -> None:
+        """Become the map whose ``state`` that was; its keyframes, up to ``newest``, are too old to be replaced."""
+        self.clear()
+        self._grid = VoxelGrid.restored(voxels) if voxels is not None else None
+        self._frozen = [points] if len(points) else []
+        self._newest = newest
 
     def _fuse(self, view: ViewEstimate, pixels: ByteImage, keep: BoolArray | None = None) -> _Fused:
         cloud = view_cloud(view, pixels, self.config, keep)

@@ -11,9 +11,9 @@ from PIL import Image
 
 from dust3r_ros.data import FloatArray, PosedView
 from dust3r_ros.errors import ExportError
+from dust3r_ros.files import replacing
 from dust3r_ros.geometry import transform_points
 from dust3r_ros.mapping.cloud import PointCloud
-from dust3r_ros.mapping.export import replacing
 
 _PICTURE_PX = 160  # longer side of the images in the frusta
 _FIRST, _LAST = np.array([46, 196, 182]), np.array([255, 159, 28])  # the frusta's colours, along the path

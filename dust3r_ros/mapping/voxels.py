@@ -33,18 +33,49 @@ class Contribution:
         return len(self.voxels)
 
 
+@dataclass(frozen=True, eq=False)
+class VoxelState:
+    """A grid's voxels: cells ``keys`` (M,), ``sums`` (M, 8) as in ``Contribution``, ``views`` (M,) that saw each."""
+
+    edge: float
+    keys: NDArray[np.int64]
+    sums: NDArray[np.float32]
+    views: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        count = len(self.keys)
+        if self.keys.shape != (count,) or self.sums.shape != (count, _COLUMNS) or self.views.shape != (count,):
+            shapes = f"{self.keys.shape}, {self.sums.shape} and {self.views.shape}"
+            raise ValueError(f"keys, sums and views must be (M,), (M, {_COLUMNS}) and (M,), got {shapes}")
+
+
 class VoxelGrid:
     """Voxels of edge ``edge`` (world units), each with the confidence-weighted mean of its points.
 
     Voxels are numbered in the order in which they were first touched; an open-addressing hash table with linear
-    probing finds the number of a cell. ``add`` and ``subtract`` cost time by the points they are given.
+    probing finds the number of a cell. ``add`` and ``subtract`` cost time by the points they are given, ``cloud`` by
+    the voxels that changed since the last one, and a copy of all.
     """
 
     def __init__(self, edge: float) -> None:
         if not edge > 0:
             raise ValueError(f"edge must be positive, got {edge}")
         self.edge = float(edge)
+        self._cloud = PointCloud.empty()  # by voxel, right where nothing changed
         self._rebuild(np.empty(0, np.int64), np.empty((0, _COLUMNS), np.float32), np.empty(0, np.int32))
+
+    @classmethod
+    def restored(cls, state: VoxelState) -> VoxelGrid:
+        """The grid whose ``state`` this is."""
+        grid = cls(state.edge)
+        grid._rebuild(state.keys.astype(np.int64), state.sums.astype(np.float32), state.views.astype(np.int32))
+        return grid
+
+    @property
+    def state(self) -> VoxelState:
+        """Every voxel that holds points."""
+        live = np.flatnonzero(self._views[: self._used] > 0)
+        return VoxelState(self.edge, self._keys[live], self._sums[live], self._views[live])
 
     @property
     def touched(self) -> int:
@@ -63,6 +94,7 @@ class VoxelGrid:
         sums = _sums(member, len(voxels), grid - cell - 0.5, cloud)
         self._sums[voxels] += sums
         self._views[voxels] += 1
+        self._changed[voxels] = True
         return Contribution(voxels, sums)
 
     def subtract(self, contribution: Contribution) -> None:
@@ -70,6 +102,7 @@ class VoxelGrid:
         voxels = contribution.voxels
         self._views[voxels] -= 1
         self._sums[voxels] -= contribution.sums
+        self._changed[voxels] = True
         self._sums[voxels[self._views[voxels] <= 0]] = 0.0
 
     def move(self, contribution: Contribution, change: Similarity) -> Contribution:
@@ -88,6 +121,7 @@ class VoxelGrid:
         merged = np.stack([np.bincount(member, column, len(there)) for column in sums.T], axis=1).astype(np.float32)
         self._sums[there] += merged
         self._views[there] += 1
+        self._changed[there] = True
         return Contribution(there, merged)
 
     def count(self) -> int:
@@ -96,13 +130,21 @@ class VoxelGrid:
 
     def cloud(self) -> PointCloud:
         """One point for every voxel with points; its confidence is the mean over its points."""
-        live = np.flatnonzero(self._views[: self._used] > 0)
-        sums = self._sums[live]
+        live = self._views[: self._used] > 0
+        self._refresh(np.flatnonzero(live & self._changed[: self._used]))
+        return self._cloud.take(np.flatnonzero(live))
+
+    def _refresh(self, voxels: NDArray[np.intp]) -> None:
+        """Bring the cloud's points of these voxels, which hold points, up to date."""
+        if len(self._cloud) < self._used:
+            self._cloud = self._cloud.grown(len(self._keys))
+        sums = self._sums[voxels]
         weight = np.maximum(sums[:, :1], _LEAST_WEIGHT * sums[:, _POINTS:])
         offset = np.clip(sums[:, _OFFSET] / weight, -0.5, 0.5)
-        points = (_unpack(self._keys[live]) + 0.5 + offset) * self.edge
-        colours = np.clip(sums[:, _COLOUR] / weight + 0.5, 0, 255)
-        return PointCloud(points.astype(np.float32), colours.astype(np.uint8), weight[:, 0] / sums[:, _POINTS])
+        self._cloud.points[voxels] = (_unpack(self._keys[voxels]) + 0.5 + offset) * self.edge
+        self._cloud.colours[voxels] = np.clip(sums[:, _COLOUR] / weight + 0.5, 0, 255).astype(np.uint8)
+        self._cloud.confidence[voxels] = weight[:, 0] / sums[:, _POINTS]
+        self._changed[voxels] = False
 
     def shrink(self, limit: int) -> NDArray[np.int32]:
         """Keep at most ``limit`` voxels: empty ones go, then those seen by the fewest keyframes, the oldest first.
@@ -124,11 +166,14 @@ class VoxelGrid:
         self._keys = np.empty(0, np.int64)
         self._sums = np.empty((0, _COLUMNS), np.float32)
         self._views = np.empty(0, np.int32)
+        self._changed = np.empty(0, np.bool_)  # since the last cloud
+        self._cloud = PointCloud.empty()
         self._latest = np.empty(0, np.int32)  # scratch of _compact
         self._make_table(max(4096, 4 * len(keys)))
         self._find_or_insert(keys)
         self._sums[: len(keys)] = sums
         self._views[: len(keys)] = views
+        self._changed[: len(keys)] = True
 
     def _make_table(self, size: int) -> None:
         bits = int(size - 1).bit_length()
@@ -145,6 +190,7 @@ class VoxelGrid:
             self._keys = _grown(self._keys, room)
             self._sums = _grown(self._sums, room)
             self._views = _grown(self._views, room)
+            self._changed = _grown(self._changed, room)
             self._latest = np.empty(room, np.int32)
         if 2 * needed > len(self._table_keys):
             self._make_table(4 * needed)

@@ -19,7 +19,8 @@ from dust3r_ros.predictor import ImageSize, PairPredictor, PredictorInfo
 log = logging.getLogger(__name__)
 
 _POOLED = 32  # axes onto which tokens are projected for an image's descriptor
-_MOST_PAIRS = {"cuda": 8, "cpu": 2}  # in one batch; on a CPU more only costs memory
+_MOST_PAIRS = 8  # in one batch
+_CACHE_BYTES = 3 << 19  # of one core, for a hidden layer: on a CPU a batch that needs more is slower
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,14 +34,14 @@ class EncodedImage:
 class NetworkPredictor(PairPredictor[EncodedImage]):
     """Pointmaps by DUSt3R: an image is encoded once, its pairs are decoded from the kept tokens.
 
-    ``max_pairs`` bounds the pairs decoded in one batch, and so the memory.
+    ``max_pairs`` bounds the pairs decoded in one batch, and so the memory; by default it is what is fastest.
     """
 
     def __init__(self, model: Dust3rNetwork, *, max_pairs: int | None = None) -> None:
         if max_pairs is not None and max_pairs < 1:
             raise ValueError(f"max_pairs must be at least 1, got {max_pairs}")
         self.model = model.eval()
-        self._max_pairs = max_pairs or _MOST_PAIRS.get(model.device.type, 4)
+        self._max_pairs = max_pairs
 
     @property
     def info(self) -> PredictorInfo:
@@ -91,7 +92,7 @@ class NetworkPredictor(PairPredictor[EncodedImage]):
         for (size_i, size_j), members in by_size.items():
             done = 0
             while done < len(members):
-                batch = members[done : done + self._max_pairs]
+                batch = members[done : done + (self._max_pairs or self._best_pairs(size_i))]
                 found = self._decode([pairs[k] for k in batch], size_i, size_j)
                 if found is None:
                     self._shrink(len(batch))
@@ -110,6 +111,14 @@ class NetworkPredictor(PairPredictor[EncodedImage]):
             return self._to_predictions(self.model.decode(tokens_i, tokens_j, size_i, size_j))
         except torch.cuda.OutOfMemoryError:
             return None
+
+    def _best_pairs(self, size: tuple[int, int]) -> int:
+        config = self.model.config
+        if self.model.device.type != "cpu":
+            return _MOST_PAIRS
+        tokens = size[0] * size[1] // config.patch**2
+        hidden_bytes = int(tokens * config.dec_dim * config.mlp_ratio) * self.model.dtype.itemsize
+        return min(_MOST_PAIRS, max(1, torch.get_num_threads() * _CACHE_BYTES // hidden_bytes))
 
     def _shrink(self, failed: int) -> None:
         """Smaller batches from now on. Outside the handler of the error, which keeps the failed batch's memory."""
@@ -143,6 +152,9 @@ def _pooled(tokens: Tensor) -> FloatArray:
 
 def _finite(points: FloatArray, conf: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Pixels whose point or confidence overflowed become "no prediction"."""
+    with np.errstate(invalid="ignore", over="ignore"):  # the sums first: far quicker than every number by itself
+        if np.isfinite(points.sum()) and np.isfinite(conf.sum()):
+            return points, conf
     finite = np.isfinite(points).all(axis=-1) & np.isfinite(conf)
     if finite.all():
         return points, conf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,6 +17,11 @@ class Rotation:
 
     cos: Tensor
     sin: Tensor
+
+    @cached_property
+    def factor(self) -> Tensor:
+        """The same as complex numbers (N, 1, D / 2), first those of the rows."""
+        return torch.complex(self.cos, self.sin).flatten(1)[:, None]
 
 
 def make_rotation(grid: tuple[int, int], head_dim: int, base: float, device: torch.device) -> Rotation:
@@ -40,6 +46,17 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     turned_real = real * rotation.cos - imaginary * rotation.sin
     turned_imaginary = imaginary * rotation.cos + real * rotation.sin
     return torch.stack((turned_real, turned_imaginary), dim=-2).flatten(-3).to(x.dtype)
+
+
+def neighbours(heads: int, dim: int) -> Tensor:
+    """The order (dim,) in which the channels of every head have the two numbers that turn together side by side."""
+    return torch.arange(dim).view(heads, 2, 2, -1).transpose(2, 3).flatten()
+
+
+def rotate_neighbours(x: Tensor, rotation: Rotation) -> Tensor:
+    """``rotate`` for ``x`` (B, N, heads, D) whose channels are in the order of ``neighbours``, computed in float32."""
+    turned = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * rotation.factor
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 
 class RotationCache:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dust3r_ros.errors import CheckpointError, ConfigError
+from dust3r_ros.errors import CheckpointError, ConfigError, ExportError
+from dust3r_ros.files import replacing
 from dust3r_ros.network.architecture import ModelSource, keywords_from_config
 from dust3r_ros.network.checkpoint import (
     CONFIG_FILE,
@@ -42,7 +45,7 @@ def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> D
     with one, a hub repository such as ``naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt``, or its short name ``512_dpt``.
     ``device`` is ``auto`` (CUDA when there is one) or a PyTorch device. ``dtype`` is ``float32``, ``bfloat16``,
     ``float16``, or ``auto``: float16 on CUDA, several times as accurate as bfloat16, unless the
-    weights overflow in it; float32 elsewhere.
+    weights overflow in it; bfloat16 on a CPU with matrix units for it (AMX); float32 elsewhere.
 
     Raises CheckpointError for weights that are missing, damaged or of another architecture, ConfigError for a
     device or dtype that cannot be used.
@@ -61,7 +64,7 @@ def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> D
     _announce_licence(model.source.licence)
     if dtype != "auto":
         return model.set_dtype(DTYPES[dtype])
-    return _choose_dtype(model)
+    return choose_dtype(model)
 
 
 def locate(name: str | Path) -> Path:
@@ -151,7 +154,6 @@ def save_model(
     if dtype not in DTYPES:
         raise ConfigError(f"dtype must be {', '.join(DTYPES)}, got {dtype!r}")
     folder, source = Path(folder), source or model.source
-    folder.mkdir(parents=True, exist_ok=True)
     aliases = _aliases(model)
     weights = {
         name: value.detach().to("cpu", DTYPES[dtype]).contiguous()
@@ -160,11 +162,20 @@ def save_model(
     }
     own = {"name": source.name, "trained": source.trained, "licence": source.licence}
     config = json.dumps({**keywords_from_config(model.config), OWN_SECTION: own}, indent=2) + "\n"
-    unfinished = folder / f"{WEIGHTS_FILE}.part"
-    save_file(weights, unfinished, metadata={"format": "pt"})
-    (folder / f"{CONFIG_FILE}.part").write_text(config, encoding="utf-8")
-    unfinished.replace(folder / WEIGHTS_FILE)
-    (folder / f"{CONFIG_FILE}.part").replace(folder / CONFIG_FILE)
+    write_tensors(weights, folder / WEIGHTS_FILE, {"format": "pt"})
+    with replacing(folder / CONFIG_FILE) as scratch:
+        scratch.write_text(config, encoding="utf-8")
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """A safetensors file, on the disk when this returns. Raises ExportError when the system refuses."""
+    with replacing(path) as scratch:
+        try:
+            save_file(dict(tensors), scratch, metadata=dict(metadata))
+        except SafetensorError as error:  # a full disk, too
+            raise ExportError(f"cannot write {path}: {error}") from error
+        with scratch.open("rb+") as file:
+            os.fsync(file.fileno())
 
 
 def _aliases(model: Dust3rNetwork) -> dict[str, str]:
@@ -194,7 +205,19 @@ def _listed(kind: str, names: Iterable[str]) -> str:
     return f"{len(names)} {kind} ({', '.join(names[:_FIRST])}{more})" if names else ""
 
 
-def _choose_dtype(model: Dust3rNetwork) -> Dust3rNetwork:
+def has_matrix_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in units of their own (AMX): several times as fast as float32."""
+    try:
+        flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
+    except OSError:  # not Linux
+        return False
+    return "amx_bf16" in flags.split()
+
+
+def choose_dtype(model: Dust3rNetwork) -> Dust3rNetwork:
+    """A float32 network in the precision that ``auto`` means on its device."""
+    if model.device.type == "cpu" and has_matrix_units():
+        return model.set_dtype(torch.bfloat16)
     if model.device.type != "cuda" or torch.cuda.get_device_capability(model.device) < (7, 0):
         return model
     model.set_dtype(torch.float16)

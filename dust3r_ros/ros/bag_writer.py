@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.rosbag2.errors import WriterError
-from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys import Stores
 
 from dust3r_ros.data import PosedFrame
 from dust3r_ros.errors import ExportError
-from dust3r_ros.geometry import quaternion_xyzw
-from dust3r_ros.images import to_jpeg
+from dust3r_ros.evaluation.messages import Messages
 
 IMAGE_TOPIC = "/camera/image_raw/compressed"
 INFO_TOPIC = "/camera/camera_info"
 POSE_TOPIC = "/ground_truth/pose"
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
+_KINDS = {
+    INFO_TOPIC: "sensor_msgs/msg/CameraInfo",
+    IMAGE_TOPIC: "sensor_msgs/msg/CompressedImage",
+    POSE_TOPIC: "geometry_msgs/msg/PoseStamped",
+}
 _JPEG_QUALITY = 95
 
 
@@ -37,74 +38,18 @@ def write_bag(
     if storage not in STORAGES:
         raise ValueError(f"storage must be one of {', '.join(STORAGES)}, got {storage!r}")
     path = Path(path)
-    messages = _Messages(distro, camera_frame, world_frame)
     try:
         with Writer(path, version=9, storage_plugin=STORAGES[storage]) as writer:
-            messages.connect(writer)
-            for frame in frames:
-                messages.write(writer, frame)
+            _write(writer, frames, Messages(distro), camera_frame, world_frame)
     except (WriterError, OSError) as error:
         raise ExportError(f"cannot write the bag {path}: {error}") from error
     return path
 
 
-class _Messages:
-    """Makes and writes the messages of one frame after the other."""
-
-    def __init__(self, distro: Stores, camera_frame: str, world_frame: str) -> None:
-        self._store = get_typestore(distro)
-        self._types = self._store.types
-        self._camera_frame, self._world_frame = camera_frame, world_frame
-        self._connections: dict[str, Connection] = {}
-
-    def connect(self, writer: Writer) -> None:
-        for topic, kind in (
-            (IMAGE_TOPIC, "sensor_msgs/msg/CompressedImage"),
-            (INFO_TOPIC, "sensor_msgs/msg/CameraInfo"),
-            (POSE_TOPIC, "geometry_msgs/msg/PoseStamped"),
-        ):
-            self._connections[topic] = writer.add_connection(topic, kind, typestore=self._store)
-
-    def write(self, writer: Writer, frame: PosedFrame) -> None:
-        for topic, message in (
-            (INFO_TOPIC, self._info(frame)),
-            (IMAGE_TOPIC, self._image(frame)),
-            (POSE_TOPIC, self._pose(frame)),
-        ):
-            connection = self._connections[topic]
-            writer.write(connection, frame.stamp_ns, self._store.serialize_cdr(message, connection.msgtype))
-
-    def _header(self, stamp_ns: int, frame_id: str) -> Any:
-        stamp = self._types["builtin_interfaces/msg/Time"](stamp_ns // 1_000_000_000, stamp_ns % 1_000_000_000)
-        return self._types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame_id)
-
-    def _image(self, frame: PosedFrame) -> Any:
-        data = to_jpeg(frame.image, _JPEG_QUALITY)
-        header = self._header(frame.stamp_ns, self._camera_frame)
-        return self._types["sensor_msgs/msg/CompressedImage"](header=header, format="jpeg", data=data)
-
-    def _info(self, frame: PosedFrame) -> Any:
-        k = frame.intrinsics.matrix(centres_at_integers=True)
-        return self._types["sensor_msgs/msg/CameraInfo"](
-            header=self._header(frame.stamp_ns, self._camera_frame),
-            height=frame.intrinsics.height,
-            width=frame.intrinsics.width,
-            distortion_model="plumb_bob",
-            d=np.zeros(5),
-            k=k.reshape(-1),
-            r=np.eye(3).reshape(-1),
-            p=np.concatenate([k, np.zeros((3, 1))], axis=1).reshape(-1),
-            binning_x=0,
-            binning_y=0,
-            roi=self._types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False),
-        )
-
-    def _pose(self, frame: PosedFrame) -> Any:
-        pose = frame.camera_to_world
-        return self._types["geometry_msgs/msg/PoseStamped"](
-            header=self._header(frame.stamp_ns, self._world_frame),
-            pose=self._types["geometry_msgs/msg/Pose"](
-                position=self._types["geometry_msgs/msg/Point"](*pose[:3, 3].tolist()),
-                orientation=self._types["geometry_msgs/msg/Quaternion"](*quaternion_xyzw(pose[:3, :3]).tolist()),
-            ),
-        )
+def _write(writer: Writer, frames: Iterable[PosedFrame], make: Messages, camera_frame: str, world_frame: str) -> None:
+    info, image, pose = (make.connect(writer, topic, kind) for topic, kind in _KINDS.items())
+    for frame in frames:
+        stamp = frame.stamp_ns
+        make.write(writer, info, stamp, make.camera_info(stamp, camera_frame, frame.intrinsics))
+        make.write(writer, image, stamp, make.jpeg(stamp, camera_frame, frame.image, _JPEG_QUALITY))
+        make.write(writer, pose, stamp, make.pose(stamp, world_frame, frame.camera_to_world))

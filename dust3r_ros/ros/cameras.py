@@ -49,6 +49,14 @@ class Frame:
     arrived: float
 
 
+@dataclass(frozen=True, eq=False)
+class Shot:
+    """An image that has arrived and has not been looked at; ``read`` makes a frame of it, or raises RosError."""
+
+    stamp_ns: int
+    read: Callable[[], Frame]
+
+
 def camera_topics(config: NodeConfig, resolve: Callable[[str], str]) -> list[CameraTopics]:
     """The cameras that a configuration names; ``resolve`` applies namespace and remappings.
 

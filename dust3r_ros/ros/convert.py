@@ -21,6 +21,7 @@ from dust3r_ros.msg import Status
 from dust3r_ros.predictor import PredictorInfo
 from dust3r_ros.ros import compat
 from dust3r_ros.ros.statistics import Drop, Snapshot
+from dust3r_ros.ros.tracking_statistics import PoseFate, TrackingSnapshot
 
 _NS = 1_000_000_000
 _POINT = np.dtype([(name, "<f4") for name in ("x", "y", "z", "rgb", "confidence")])
@@ -214,6 +215,7 @@ def status_message(
         latency_ms=snapshot.latency_ms,
         map_points=map_points,
     )
+    _put_tracking(status, snapshot.tracking)
     for drop in Drop:
         setattr(status, f"dropped_{drop.name.lower()}", snapshot.dropped.get(drop, 0))
     if (newest := snapshot.newest) is not None:
@@ -224,6 +226,16 @@ def status_message(
         status.metric = bool(newest.metric)
         status.edge_residual = float(newest.edge_residual)
     return status
+
+
+def _put_tracking(status: Status, tracking: TrackingSnapshot) -> None:
+    status.tracking_state = tracking.word
+    status.tracking_points, status.tracking_inliers = tracking.points, tracking.inliers
+    status.poses = tracking.counts.get(PoseFate.PUBLISHED, 0)
+    for fate in (PoseFate.INITIALISING, PoseFate.LOST, PoseFate.STALE):
+        setattr(status, f"images_{fate.value}", tracking.counts.get(fate, 0))
+    status.relocalisations = tracking.relocalisations
+    status.pose_rate, status.pose_latency_ms = tracking.rate, tracking.latency_ms
 
 
 def _xyz(pose: FloatArray) -> dict[str, float]:

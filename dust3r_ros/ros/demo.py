@@ -191,7 +191,7 @@ def _drain(node: Child, recorder: Recorder, say: Callable[[str], None], limit_s:
 
     def done() -> bool:
         node.check_running()
-        newest = max(recorded.poses, default=0)
+        newest = max(recorded.points, default=0)
         complete = recorded.cloud_stamp_ns >= newest and (not recorded.path or recorded.path[-1][0] >= newest)
         return recorded.idle_for_s() >= IDLE_S and complete
 

@@ -15,7 +15,7 @@ from dust3r_ros.training.sequences import walk_through_room
 
 FRAMES, RATE_HZ = 110, 10.0
 WIDTH, HEIGHT = 480, 360
-RENDER_S = 150.0  # at most
+RENDER_S = 900.0  # at most: some 20 s on a quiet machine
 
 
 def rendered_bag(folder: Path, say: Callable[[str], None]) -> Path:

@@ -19,6 +19,8 @@ from dust3r_ros.ros.mapper import Mapper
 from dust3r_ros.ros.memory import resident_mb
 from dust3r_ros.ros.qos import reliable
 from dust3r_ros.ros.statistics import Drop, Snapshot
+from dust3r_ros.ros.tracking_statistics import PoseFate
+from dust3r_ros.tracking import TrackingState
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 _FULL_SHARE = 0.5  # of the keyframes since the last report, given way to newer ones, that is worth a warning
@@ -52,6 +54,7 @@ class Diagnostics:
             snapshot = mapper.statistics.snapshot()
             findings += [
                 mapping_finding(mapper, snapshot, self._before),
+                tracking_finding(mapper, snapshot),
                 model_finding(mapper),
                 frames_finding(mapper, snapshot),
             ]
@@ -135,6 +138,26 @@ def mapping_finding(mapper: Mapper, snapshot: Snapshot, before: Snapshot) -> Fin
             values[stage.replace("_ms", ", ms")] = f"{getattr(newest.times, stage):.1f}"
         values["alignment residual"] = f"{newest.edge_residual:.4f}"
     return Finding("mapping", level, message, values, said=False)  # the worker says it keyframe by keyframe
+
+
+def tracking_finding(mapper: Mapper, snapshot: Snapshot) -> Finding:
+    """Whether images between the keyframes have poses, how many and how soon."""
+    if not mapper.config.reconstructor.tracking.enabled:
+        return Finding("tracking", message="off")
+    tracking, level, message = snapshot.tracking, OK, snapshot.tracking.word
+    if tracking.state is TrackingState.LOST:
+        lost = [camera for camera, state in tracking.states.items() if state is TrackingState.LOST]
+        level, message = WARN, f"lost: too few points fit the newest image on {' and '.join(lost)}"
+    values: dict[str, object] = {
+        **{f"state of {camera}": state.value for camera, state in tracking.states.items()},
+        "points": tracking.points,
+        "inliers": tracking.inliers,
+        "pose rate, 1/s": f"{tracking.rate:.1f}",
+        "pose latency, ms": f"{tracking.latency_ms:.0f}",
+        "relocalisations": tracking.relocalisations,
+        **{f"images, {fate.value}": tracking.counts.get(fate, 0) for fate in PoseFate},
+    }
+    return Finding("tracking", level, message, values)
 
 
 def model_finding(mapper: Mapper) -> Finding:

@@ -46,6 +46,15 @@ class MapFrames:
             self.problem = f"transform {self._reference} -> {camera_frame} is missing: {error}"
             return None
 
+    def camera_in_reference_now(self, camera_frame: str, stamp_ns: int) -> FloatArray | None:
+        """As ``camera_in_reference``, without a wait: None where it is not known yet, which is no problem."""
+        if not self._reference or self._listener is None:
+            return np.eye(4)
+        try:
+            return self._listener.lookup(self._reference, camera_frame, stamp_ns, 0.0)
+        except TransformMissingError:
+            return None
+
     def camera_in_odometry(
         self, camera_frame: str, stamp_ns: int, camera_in_reference: FloatArray | None
     ) -> FloatArray | None:
@@ -83,3 +92,7 @@ class MapFrames:
             return None
         self.problem = ""
         return TfEdge(child, self.map.from_world.apply_to_pose(camera_to_world) @ invert_pose(camera_in_reference))
+
+    def body(self, camera: TfEdge, edge: TfEdge | None) -> TfEdge:
+        """Whose odometry a pose is: the base's in mode ``base``, where its place is known, else the camera's."""
+        return edge if edge is not None and self._mode == "base" else camera

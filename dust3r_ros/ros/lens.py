@@ -5,14 +5,16 @@ Works on any object with the fields of the message, from rclpy or from a recordi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dust3r_ros.data import ByteImage, Intrinsics
+from dust3r_ros.data import ByteImage, FloatArray, Intrinsics
 from dust3r_ros.errors import RosError
 from dust3r_ros.ros.decode import intrinsics_of
 
@@ -26,11 +28,13 @@ _FISHEYE_COEFFICIENTS = 4
 class Lens:
     """How a camera's images become a pinhole's: ``intrinsics`` hold for what ``undistorted`` returns.
 
-    ``maps`` are OpenCV's for ``remap``, None where there is no distortion.
+    ``maps`` are OpenCV's for ``remap``; ``straighten`` takes pixels (N, 2) of the camera's image, centres at integers
+    + 0.5, to where ``undistorted`` has them. Both are None where there is no distortion.
     """
 
     intrinsics: Intrinsics
     maps: tuple[NDArray[Any], NDArray[Any]] | None = None
+    straighten: Callable[[FloatArray], FloatArray] | None = None
 
     def undistorted(self, image: ByteImage) -> ByteImage:
         """The image (H, W, 3) uint8 without distortion, of the same size; only what the camera saw is in it."""
@@ -104,7 +108,8 @@ def _pinhole(known: Intrinsics, coefficients: NDArray[np.float64]) -> Lens:
     k = known.matrix(centres_at_integers=True)
     flat, _ = cv2.getOptimalNewCameraMatrix(k, coefficients, size, 0.0)
     maps = cv2.initUndistortRectifyMap(k, coefficients, np.eye(3), flat, size, cv2.CV_16SC2)
-    return _lens(np.asarray(flat), size, maps)
+    back = partial(cv2.undistortPoints, cameraMatrix=k, distCoeffs=coefficients, P=flat)
+    return _lens(np.asarray(flat), size, maps, back)
 
 
 def _fisheye(known: Intrinsics, coefficients: NDArray[np.float64]) -> Lens:
@@ -112,10 +117,18 @@ def _fisheye(known: Intrinsics, coefficients: NDArray[np.float64]) -> Lens:
     k = known.matrix(centres_at_integers=True)
     flat = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(k, coefficients, size, np.eye(3), balance=0.0)
     maps = cv2.fisheye.initUndistortRectifyMap(k, coefficients, np.eye(3), flat, size, cv2.CV_16SC2)
-    return _lens(np.asarray(flat), size, maps)
+    back = partial(cv2.fisheye.undistortPoints, K=k, D=coefficients, P=flat)
+    return _lens(np.asarray(flat), size, maps, back)
 
 
-def _lens(flat: NDArray[np.float64], size: tuple[int, int], maps: Any) -> Lens:
+def _lens(flat: NDArray[np.float64], size: tuple[int, int], maps: Any, back: Callable[..., Any]) -> Lens:
     if not (np.isfinite(flat).all() and flat[0, 0] > 0 and flat[1, 1] > 0):
         raise RosError(f"this distortion leaves no image to undo it to: K becomes {flat.ravel().tolist()}")
-    return Lens(Intrinsics.from_matrix(flat, *size, centres_at_integers=True), (maps[0], maps[1]))
+    intrinsics = Intrinsics.from_matrix(flat, *size, centres_at_integers=True)
+    return Lens(intrinsics, (maps[0], maps[1]), partial(_straightened, back))
+
+
+def _straightened(back: Callable[..., Any], pixels: FloatArray) -> FloatArray:
+    """Pixels (N, 2) through one of OpenCV's ``undistortPoints``, whose centres are at integers."""
+    points = np.ascontiguousarray(pixels - 0.5, np.float64).reshape(-1, 1, 2)
+    return np.asarray(back(points)).reshape(-1, 2) + 0.5 if len(points) else np.zeros((0, 2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from dust3r_ros.alignment.scale import MetricScale
 from dust3r_ros.data import FloatArray
 from dust3r_ros.geometry import Similarity
 from dust3r_ros.mapping.cloud import PointCloud
+from dust3r_ros.memory import MapMemory
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,15 @@ class MapFrame:
         self._origin = np.array(camera_to_world[:3, 3])
         self.from_world = Similarity(1.0, turn, camera_in_map[:3, 3] - turn @ self._origin)
         self.metric = False
+
+    def remembered(self, memory: MapMemory) -> MapMemory:
+        """A map's memory with its place in this frame, for ``restore``."""
+        return replace(memory, world_to_map=self.from_world, origin=self._origin)
+
+    def restore(self, memory: MapMemory) -> None:
+        """Go on where a remembered map was."""
+        self.from_world, self._origin = memory.world_to_map, memory.origin
+        self.metric = memory.scale is not None
 
     def measured(self, scale: MetricScale | None) -> bool:
         """Take over what is known of the world's scale now; whether the map changes its size.

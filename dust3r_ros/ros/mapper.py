@@ -7,43 +7,31 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
-from pathlib import Path
+from typing import TypeVar
 
 from dust3r_ros.config import NodeConfig
 from dust3r_ros.data import ByteImage, FloatArray, Update
 from dust3r_ros.errors import DeviceMemoryError, RosError
+from dust3r_ros.landmarks import Landmarks
 from dust3r_ros.pipeline import Reconstructor
 from dust3r_ros.ros.calibration import CalibrationMissingError
-from dust3r_ros.ros.cameras import Frame
+from dust3r_ros.ros.cameras import Frame, Shot
 from dust3r_ros.ros.frames import MapFrames
 from dust3r_ros.ros.memory import HeapLimit, release_memory
+from dust3r_ros.ros.pose_stream import PoseStream
 from dust3r_ros.ros.publishers import Publishers
 from dust3r_ros.ros.rigs import CameraRig
-from dust3r_ros.ros.saving import folder_inside, save_map
+from dust3r_ros.ros.saving import Loaded, MapKeeper, Saved
 from dust3r_ros.ros.statistics import Drop, Statistics, drop_of
 from dust3r_ros.ros.worker import Worker
 
 log = logging.getLogger(__name__)
 
+Answer = TypeVar("Answer")
+
 _QUICK_S = 0.5
+_RETRY_S = 1.0  # between two keyframes of a camera that is lost
 _SAY_S = 5.0  # between two messages about images that cannot be used
-
-
-@dataclass(frozen=True, eq=False)
-class Shot:
-    """An image that has arrived and has not been looked at; ``read`` makes a frame of it, or raises RosError."""
-
-    stamp_ns: int
-    read: Callable[[], Frame]
-
-
-@dataclass(frozen=True)
-class Saved:
-    """The files of a map that was written, and its number of points."""
-
-    files: list[Path]
-    points: int
 
 
 class Mapper:
@@ -54,9 +42,9 @@ class Mapper:
 
     def __init__(
         self, config: NodeConfig, frames: MapFrames, outputs: Publishers, statistics: Statistics,
-        changed: Callable[[], None],
+        changed: Callable[[], None], name: str,
     ) -> None:  # fmt: skip
-        """``changed`` is called in the worker's thread after each keyframe."""
+        """``changed`` is called in the worker's thread after each keyframe; ``name`` is the node's."""
         self.config = config
         self.frames = frames
         self.statistics = statistics
@@ -64,13 +52,17 @@ class Mapper:
         self.failure = ""  # what the last keyframe failed with, empty when it did not
         self._outputs = outputs
         self._changed = changed
+        self._unplaced: dict[str, float] = {}  # when a camera's last keyframe was not placed, time.monotonic()
         self._reconstructor = Reconstructor(config.reconstructor)
+        self._keeper = MapKeeper(self._reconstructor, frames.map, config.map_folder, name)
         self._window = config.reconstructor.window
         self._newest_ns = 0
         self._said_at = -_SAY_S
         self._anew: set[str] = set()  # cameras whose next image is to be a keyframe
         self._heap = HeapLimit()
         self._rig = CameraRig(frames.baseline_m, self._reconstructor.add_baseline)
+        self._landmarks = Landmarks()
+        self._poses = PoseStream(config, frames, outputs, statistics.tracking, self._landmarks, self._anew.add)
         self._counting = threading.Lock()  # an image is counted and queued at once, or a reset clears both
         self._lookout: Worker[Shot] = Worker(self._look, config.image_history, self._on_unusable)
         self._worker: Worker[Frame] = Worker(self._reconstruct, config.queue_size, self._on_failed)
@@ -105,11 +97,18 @@ class Mapper:
 
     def reconfigure(self, config: NodeConfig) -> None:
         """Take over the live options."""
-        self.config = config
+        self.config = self._poses.config = config
         self._reconstructor.reconfigure(config.reconstructor)
 
+    def time_began_anew(self) -> None:
+        """The images' stamps went back, and the map is kept."""
+        self._outputs.time_began_anew()
+        self._lookout.call(self._poses.reset)
+
     def refresh(self) -> None:
-        """Publish path and map when they are due."""
+        """Publish path and map, and save the map by itself, when they are due."""
+        if self._keeper.due(self.config.autosave_period) and self._worker.task_count == 0:
+            self._worker.call(self._keeper.save_by_itself)
         period = self.config.map_period
         if self._outputs.due(period) and self._worker.task_count == 0:
             task = self._worker.call(lambda: self._outputs.latest(self._newest_ns, self._reconstructor, period))
@@ -121,7 +120,21 @@ class Mapper:
 
     def save(self, path: str) -> Future[Saved]:
         """Write the map to a folder inside the configured one, before the waiting keyframes are worked on."""
-        return self._worker.call(lambda: self._save(path))
+        newest = self.statistics.snapshot().newest
+        intrinsics = newest.intrinsics if newest is not None else None
+        return self._worker.call(lambda: self._keeper.save(self.config.map_folder, path, intrinsics))
+
+    def load(self, path: str) -> Future[Loaded]:
+        """Go on in a map from a folder inside the configured one; what was mapped, counted and waits is forgotten."""
+        return self._lookout.call(lambda: self._worker.call(lambda: self._load(path)).result())
+
+    def resume(self) -> None:
+        """Go on in the map that the node saved by itself, if ``resume`` says so."""
+        self._keeper.resume(self.config.resume, lambda path: self.load(path).result())
+
+    def ask(self, question: Callable[[Reconstructor], Answer]) -> Future[Answer]:
+        """What the reconstruction says, before the waiting keyframes are worked on."""
+        return self._worker.call(lambda: question(self._reconstructor))
 
     def idle(self, timeout_s: float) -> bool:
         """Forget what waits, and wait for the keyframe in hand; False when it took longer."""
@@ -134,8 +147,9 @@ class Mapper:
         """Stop, and free the device's memory; False when the keyframe in hand had to be left alone."""
         # The worker first: its cancelled tasks may be what the lookout waits for.
         stopped = all([self._worker.stop(_QUICK_S), self._lookout.stop(_QUICK_S)])
+        self._keeper.ended()
         if stopped:
-            del self._reconstructor
+            del self._reconstructor, self._keeper
             release_memory()
         return stopped
 
@@ -143,19 +157,33 @@ class Mapper:
 
     def _look(self, shot: Shot) -> None:
         frame = shot.read()
-        anew = frame.camera in self._anew
+        anew = frame.camera in self._anew or self._tries_again(frame.camera)
         decision = self._reconstructor.select(frame.image, frame.stamp_ns, frame.camera, anew=anew)
         reason = drop_of(decision.reason)
         self._rig.meet(frame)
-        if not decision.take and not (reason is Drop.NOT_NEEDED and self._rig.wants(frame)):
+        taken = decision.take or (reason is Drop.NOT_NEEDED and self._rig.wants(frame))
+        if taken:
+            self._take(frame)
+        else:
             self.statistics.dropped(reason)
-            return
+        self._poses.look(frame, taken=taken)  # last: a keyframe does not wait for it
+
+    def _tries_again(self, camera: str) -> bool:
+        """Whether a camera that the map does not know where it is may be found by another image."""
+        failed_at = self._unplaced.get(camera)
+        if failed_at is None or time.monotonic() - failed_at < _RETRY_S:
+            return False
+        del self._unplaced[camera]
+        return True
+
+    def _take(self, frame: Frame) -> None:
         self._anew.discard(frame.camera)
         companions = self._rig.taken(frame)
         self.statistics.dropped(Drop.NOT_NEEDED, -len(companions))
         for taken in (frame, *companions):
-            if self._worker.offer(taken) is not None:
+            if (gone := self._worker.offer(taken)) is not None:
                 self.statistics.dropped(Drop.QUEUE_FULL)
+                self._poses.forget(gone)
 
     def _on_unusable(self, shot: Shot, error: Exception) -> None:
         waits = isinstance(error, CalibrationMissingError)
@@ -169,21 +197,29 @@ class Mapper:
 
     def _reset(self) -> None:
         self._reconstructor.reset()
+        self._forget()
+        self._outputs.cleared(self._newest_ns)
+
+    def _load(self, path: str) -> Loaded:
+        loaded = self._keeper.load(self.config.map_folder, path)
+        self._forget()
+        self.map_points, self._newest_ns = loaded.points, loaded.newest_ns
+        self._outputs.revised()
+        return loaded
+
+    def _forget(self) -> None:
+        """Nothing of the images before is left, but the model and the map."""
         self._rig = CameraRig(self.frames.baseline_m, self._reconstructor.add_baseline)
+        self._landmarks.clear()
+        self._poses.reset()
+        self._unplaced.clear()
         self._window = self.config.reconstructor.window
         with self._counting:
             self._lookout.clear()
             self._worker.clear()
             self.statistics.reset()
             self.map_points, self.failure = 0, ""
-        self._outputs.cleared(self._newest_ns)
         release_memory()
-
-    def _save(self, path: str) -> Saved:
-        newest = self.statistics.snapshot().newest
-        folder = folder_inside(self.config.map_folder, path)
-        intrinsics = newest.intrinsics if newest is not None else None
-        return Saved(save_map(self._reconstructor, self.frames.map, intrinsics, folder), self.map_points)
 
     def _reconstruct(self, frame: Frame) -> None:
         known = self.frames.camera_in_reference(frame.camera_frame, frame.stamp_ns, self.config.transform_timeout)
@@ -197,10 +233,15 @@ class Mapper:
         self._feed_scale(frame, known)
         if update.view.registered:
             self._newest_ns = frame.stamp_ns
+            self._keeper.changed()
             self._publish(frame, update, known)
+        else:
+            self._unplaced[frame.camera] = time.monotonic()
         self.statistics.finished(update, frame.arrived)
         self._changed()
-        if self._reconstructor.close_loops():  # after publishing: a keyframe does not wait for it
+        if changes := self._reconstructor.close_loops():  # after publishing: a keyframe does not wait for it
+            self._landmarks.follow(changes)
+            self._keeper.changed()
             self._outputs.revised()
             self.map_points = len(self._reconstructor.map)
         self._heap.keep(idle=self._worker.queue_length == 0)
@@ -220,11 +261,14 @@ class Mapper:
 
     def _publish(self, frame: Frame, update: Update, camera_in_reference: FloatArray | None) -> None:
         pose = update.view.camera_to_world
-        if camera_in_reference is not None and len(self._reconstructor.trajectory()) == 1:
-            self.frames.anchor(camera_in_reference, pose)
+        if len(self._reconstructor.trajectory()) == 1:
+            self._landmarks.clear()
+            if camera_in_reference is not None:
+                self.frames.anchor(camera_in_reference, pose)
         resized = self.frames.map.measured(self._reconstructor.metric_scale)
-        edge = self.frames.edge(frame.camera_frame, pose, camera_in_reference)
-        self._outputs.keyframe(update, frame.camera_frame, self.config.reconstructor.map, edge)
+        self._landmarks.take(update)
+        self._poses.keyframe(frame, pose, camera_in_reference)
+        self._outputs.keyframe(update, frame.camera_frame, self.config.reconstructor.map)
         if resized:  # all of the map at once, whatever its period
             self._outputs.latest(frame.stamp_ns, self._reconstructor, 0.0)
 

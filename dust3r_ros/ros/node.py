@@ -124,11 +124,14 @@ class Dust3rNode(LifecycleNode):
             frames = MapFrames(config, self._listener)
             try:
                 self._statistics.reset()
-                self._mapper = Mapper(config, frames, self._outputs, self._statistics, self._publish_status)
+                name = self.get_fully_qualified_name()
+                mapper = Mapper(config, frames, self._outputs, self._statistics, self._publish_status, name)
             except BaseException:
                 self._close_listener()
                 raise
-        self._outputs.begin(frames.map)
+            self._outputs.begin(frames.map)
+            mapper.resume()
+        self._mapper = mapper
 
     def _activate(self) -> None:
         topics = camera_topics(self.config, self.resolve_topic_name)
@@ -191,6 +194,8 @@ class Dust3rNode(LifecycleNode):
         if anew and self._mapper is not None:
             self._resetting.set()
             self._reset(self._mapper).add_done_callback(lambda _: self._resetting.clear())
+        elif self._mapper is not None:
+            self._mapper.time_began_anew()
         return anew
 
     def _refresh(self) -> None:

@@ -68,6 +68,11 @@ class Child:
         """Whether the process still runs."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def process_id(self) -> int:
+        """By which the system knows it."""
+        return self._started().pid
+
     def check_running(self) -> None:
         """Raises RosError, with the end of its output, when the process has ended."""
         if not self.running:
@@ -86,6 +91,10 @@ class Child:
         except subprocess.TimeoutExpired as error:
             raise RosError(f"{self.name} did not end within {timeout_s:g} s{self._last_words()}") from error
         self.check_finished()
+
+    def ended(self) -> int:
+        """Wait for as long as it takes; the exit code, or the negative number of the signal that ended it."""
+        return self._started().wait()
 
     def stop(self) -> None:
         """Interrupt it, as Ctrl-C does, and wait. Raises RosError unless it ends in time and well."""

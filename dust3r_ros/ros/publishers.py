@@ -5,13 +5,14 @@ A message is built only while somebody subscribes to it.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from geometry_msgs.msg import PoseStamped
-from nav_msgs.msg import Path
+from nav_msgs.msg import Odometry, Path
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
@@ -36,7 +37,9 @@ from dust3r_ros.ros.convert import (
 )
 from dust3r_ros.ros.frusta import frusta_message
 from dust3r_ros.ros.map_frame import MapFrame, TfEdge
+from dust3r_ros.ros.odometry import OdometryBuilder, PosedImage
 from dust3r_ros.ros.qos import latched, reliable
+from dust3r_ros.ros.schedule import Schedule
 from dust3r_ros.updates import changed_view
 
 FRUSTUM_DEPTH = 0.1  # of a keyframe that is drawn, in world units: of the first one's median depth
@@ -56,8 +59,9 @@ OUTPUTS = (
     Output("points", PointCloud2, lambda: reliable(5), "The newest keyframe's own points, in the map frame"),
     Output("map", PointCloud2, latched, "The fused map of all keyframes, at most once in `map_period` seconds"),
     Output("path", Path, latched, "The camera's pose at every keyframe, in the map frame"),
-    Output("pose", PoseStamped, lambda: reliable(10), "The newest keyframe's camera pose, in the map frame"),
     Output("keyframes", MarkerArray, latched, "What the camera sees at every keyframe, as lines, in the map frame"),
+    Output("pose", PoseStamped, lambda: reliable(10), "The camera's pose at every image, in the map frame"),
+    Output("odom", Odometry, lambda: reliable(10), "The same with covariance and speed; in tf_mode base, the base's"),
     Output("camera_info", CameraInfo, latched, "The intrinsics in use, for the camera's own image size"),
     Output("depth", Image, lambda: reliable(5), "The newest keyframe's depth, 32FC1, NaN where unknown"),
     Output("status", Status, latched, "What the node is doing: once a second and after each keyframe"),
@@ -77,6 +81,8 @@ class Publishers:
         }
         self._node = node
         self._broadcaster: compat.Broadcaster | None = None
+        self._ordering = threading.Lock()  # poses come from the lookout and from the worker
+        self._since = -float("inf")
         self._begin(MapFrame("map", publish_tf=False))
 
     def begin(self, world: MapFrame) -> None:
@@ -88,6 +94,8 @@ class Publishers:
     def _begin(self, world: MapFrame) -> None:
         self._world = world
         self._path = PathBuilder(world.name)
+        self._odometry = OdometryBuilder(world.name)
+        self._newest: dict[str, int] = {}  # stamp of what was published last, by frame
         self._map = Schedule()
         self._trajectory = Schedule()
         self._frusta = Schedule()
@@ -107,13 +115,42 @@ class Publishers:
         if self.wanted(name):
             self._publishers[name].publish(build())
 
-    def keyframe(self, update: Update, camera_frame: str, config: MapConfig, edge: TfEdge | None) -> None:
-        """What a new, registered keyframe gives at once. Path and map follow when they are due."""
+    def pose(self, image: PosedImage, body: TfEdge) -> bool:
+        """An image's pose and, of its ``body``, odometry; False, and nothing, when a newer one was published."""
+        with self._ordering:
+            if not self._comes_in_order(image.camera.child, image):
+                return False
+            pose, world = image.camera.pose, self._world.name
+            self.publish("pose", lambda: pose_stamped(image.stamp_ns, world, pose))
+            self.publish("odom", lambda: self._odometry.build(image, body))
+            return True
+
+    def transform(self, image: PosedImage, edge: TfEdge) -> None:
+        """The transform that follows from an image, unless a newer one of its child was published."""
+        if self._broadcaster is None or not self._world.publish_tf:
+            return
+        with self._ordering:
+            if self._comes_in_order(f"{self._world.name} -> {edge.child}", image):
+                self._broadcaster.sendTransform(
+                    transform_stamped(image.stamp_ns, self._world.name, edge.child, edge.pose)
+                )
+
+    def _comes_in_order(self, stream: str, image: PosedImage) -> bool:
+        if image.arrived < self._since or image.stamp_ns <= self._newest.get(stream, -1):
+            return False
+        self._newest[stream] = image.stamp_ns
+        return True
+
+    def time_began_anew(self) -> None:
+        """Stamps went back: what comes of images that arrived before is older than all that follows."""
+        with self._ordering:
+            self._since = time.monotonic()
+            self._newest.clear()
+
+    def keyframe(self, update: Update, camera_frame: str, config: MapConfig) -> None:
+        """What a new, registered keyframe gives at once, beside its pose. Path and map follow when they are due."""
         stamp, world, pixels = update.keyframe.stamp_ns, self._world.name, update.keyframe.image.pixels
         view = changed_view(update.view, self._world.from_world)
-        if self._broadcaster is not None and self._world.publish_tf and edge is not None:
-            self._broadcaster.sendTransform(transform_stamped(stamp, world, edge.child, edge.pose))
-        self.publish("pose", lambda: pose_stamped(stamp, world, view.camera_to_world))
         self._publishers["camera_info"].publish(camera_info_message(stamp, camera_frame, update.intrinsics))
         self.publish("points", lambda: cloud_message(stamp, world, view_cloud(view, pixels, config)))
         self.publish("depth", lambda: depth_message(stamp, camera_frame, view.depth))
@@ -152,6 +189,8 @@ class Publishers:
 
     def cleared(self, stamp_ns: int) -> None:
         """An empty path, no frusta and an empty map, in place of what readers still show."""
+        with self._ordering:
+            self._newest.clear()
         self._publishers["path"].publish(self._path.build(stamp_ns, []))
         self._publishers["map"].publish(cloud_message(stamp_ns, self._world.name, PointCloud.empty()))
         self._publishers["keyframes"].publish(frusta_message(stamp_ns, self._world.name, [], None, 0.0))
@@ -161,28 +200,3 @@ class Publishers:
     def status(self, message: Status) -> None:
         """The node's status."""
         self._publishers["status"].publish(message)
-
-
-class Schedule:
-    """When a latched output is published anew: only when it changed, somebody reads it, and not too often.
-
-    A reader that comes late gets the latched message, or a new one when there were changes since.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._changed = False
-        self._published_at = -float("inf")
-
-    def changed(self) -> None:
-        """The output is no longer what was published last."""
-        self._changed = True
-
-    def published(self) -> None:
-        """What is published now is the newest."""
-        self._changed = False
-        self._published_at = self._clock()
-
-    def due(self, period_s: float, wanted: bool) -> bool:
-        """Whether to publish now."""
-        return wanted and self._changed and self._clock() - self._published_at >= period_s

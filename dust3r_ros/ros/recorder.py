@@ -74,15 +74,18 @@ class Recorded:
         return time.monotonic() - self.changed_at
 
     def disagreements(self) -> list[str]:
-        """What does not fit together: clouds, poses and depths without a transform of their stamp, or another pose."""
-        wrong = []
-        for name, stamps in (("points", self.points), ("pose", self.poses), ("depth", self.depths)):
-            wrong += [f"{name} at {stamp} has no transform" for stamp in stamps if stamp not in self.transforms]
+        """What does not fit together: poses without a transform of their stamp, or another pose; clouds, depths and
+        the path where no transform can be had, not even between those of two images.
+        """
+        first, last = min(self.transforms, default=0), max(self.transforms, default=-1)
+        wrong = [f"pose at {stamp} has no transform" for stamp in self.poses if stamp not in self.transforms]
+        for name, stamps in (("points", self.points), ("depth", self.depths)):
+            wrong += [f"{name} at {stamp} has no transform" for stamp in stamps if not first <= stamp <= last]
         for stamp, pose in self.poses.items():
             if stamp in self.transforms and not np.allclose(pose, self.transforms[stamp], rtol=0, atol=_AGREE):
                 wrong.append(f"pose and transform at {stamp} differ")
-        wrong += [f"path at {stamp} has no transform" for stamp, _ in self.path if stamp not in self.transforms]
-        if len(self.cloud) and self.cloud_stamp_ns not in self.transforms:
+        wrong += [f"path at {stamp} has no transform" for stamp, _ in self.path if not first <= stamp <= last]
+        if len(self.cloud) and not first <= self.cloud_stamp_ns <= last:
             wrong.append(f"map at {self.cloud_stamp_ns} has no transform")
         return wrong
 

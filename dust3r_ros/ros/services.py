@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rclpy.callback_groups import ReentrantCallbackGroup
@@ -11,12 +12,16 @@ from rclpy.task import Future
 from std_srvs.srv import SetBool, Trigger
 
 from dust3r_ros.errors import Dust3rError, RosError
+from dust3r_ros.ros.localize import localized
 from dust3r_ros.ros.mapper import Mapper
-from dust3r_ros.srv import SaveMap
+from dust3r_ros.srv import LoadMap, Localize, SaveMap
 
 
 class Services:
-    """Reset, pause, save_map and keyframe_now. ``mapper`` gives the one in force, None while unconfigured."""
+    """Reset, pause, keyframe_now, save_map, load_map and localize.
+
+    ``mapper`` gives the one in force, None while unconfigured.
+    """
 
     def __init__(
         self, node: Node, mapper: Callable[[], Mapper | None], reset: Callable[[Mapper], Any],
@@ -35,6 +40,10 @@ class Services:
         on_save: Any = self._on_save_map
         node.create_service(Trigger, "~/reset", on_reset, callback_group=group)
         node.create_service(SaveMap, "~/save_map", on_save, callback_group=group)
+        on_load: Any = self._on_load_map
+        on_localize: Any = self._on_localize
+        node.create_service(LoadMap, "~/load_map", on_load, callback_group=group)
+        node.create_service(Localize, "~/localize", on_localize, callback_group=group)
         node.create_service(SetBool, "~/pause", self._on_pause)
         node.create_service(Trigger, "~/keyframe_now", self._on_keyframe_now)
 
@@ -63,6 +72,20 @@ class Services:
             response.files = [str(file) for file in saved.files]
             response.message = f"{saved.points} points written"
         return response
+
+    async def _on_load_map(self, request: LoadMap.Request, response: LoadMap.Response) -> LoadMap.Response:
+        loaded, response.message = await self._answer(lambda mapper: mapper.load(request.path))
+        response.success = loaded is not None
+        if loaded is not None:
+            response.message = f"{loaded.keyframes} keyframes, {loaded.points} points; new images are looked for in it"
+            self._node.get_logger().info(f"loaded {request.path}: {response.message}")
+        return response
+
+    async def _on_localize(self, request: Localize.Request, response: Localize.Response) -> Localize.Response:
+        answer, response.message = await self._answer(
+            lambda mapper: mapper.ask(partial(localized, request, mapper.config.rectified, mapper.frames.map))
+        )
+        return answer if answer is not None else response
 
     async def _answer(self, begin: Callable[[Mapper], Any]) -> tuple[Any, str]:
         """The result of a task that the mapper begins, or None and what went wrong, without blocking the executor."""

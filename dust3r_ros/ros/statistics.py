@@ -13,6 +13,7 @@ import numpy as np
 
 from dust3r_ros.data import Update
 from dust3r_ros.keyframes import KeyframeReason
+from dust3r_ros.ros.tracking_statistics import TrackingSnapshot, TrackingStatistics
 
 _RATE_WINDOW_S = 10.0
 
@@ -42,7 +43,7 @@ class Snapshot:
     ``stamp_ns`` is the newest image's; ``image_rate`` and ``keyframe_rate`` per second over the last 10 s;
     ``callback_p99_ms`` is the time that 99 of 100 of the last 1000 images' callbacks were done in; ``latency_ms`` from
     an image's arrival to its points published; ``newest`` the last keyframe that was placed; ``lost`` says that the
-    last one was not.
+    last one was not; ``tracking`` is about the images' poses.
     """
 
     stamp_ns: int = 0
@@ -55,6 +56,7 @@ class Snapshot:
     lost: bool = False
     image_rate: float = 0.0
     callback_p99_ms: float = 0.0
+    tracking: TrackingSnapshot = field(default_factory=TrackingSnapshot)
 
 
 class Statistics:
@@ -63,10 +65,12 @@ class Statistics:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
+        self.tracking = TrackingStatistics(clock)
         self.reset()
 
     def reset(self) -> None:
         """Begin counting anew."""
+        self.tracking.reset()
         with self._lock:
             self._stamp_ns = 0
             self._received = 0
@@ -124,4 +128,5 @@ class Statistics:
                 latency_ms=self._latency_ms,
                 newest=self._newest,
                 lost=self._lost,
+                tracking=self.tracking.snapshot(),
             )

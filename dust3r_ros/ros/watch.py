@@ -10,9 +10,10 @@ import rclpy
 from rclpy.executors import ExternalShutdownException
 
 from dust3r_ros.data import ByteImage
+from dust3r_ros.pictures import depth_picture, thumbnail
 from dust3r_ros.ros.recorder import Recorded, Recorder
 from dust3r_ros.viewer import ViewedKeyframe, ViewedScene
-from dust3r_ros.viewer.scene import depth_picture, thumbnail
+from dust3r_ros.viewer.scene import FRUSTUM_PX
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class GrowingScene:
         recorded = self._recorded
         state = (recorded.cloud_stamp_ns, len(recorded.path))
         for stamp_ns in list(recorded.depths):
-            self._pictures[stamp_ns] = thumbnail(depth_picture(recorded.depths.pop(stamp_ns)), 160)
+            self._pictures[stamp_ns] = thumbnail(depth_picture(recorded.depths.pop(stamp_ns)), FRUSTUM_PX)
         if state == self._seen:
             return None
         self._seen = state

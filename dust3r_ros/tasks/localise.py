@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from dust3r_ros.geometric.matching import Features, extract_features, match_feat
 from dust3r_ros.geometry import backproject, invert_pose, project, transform_points
 from dust3r_ros.images import prepare
 from dust3r_ros.predictor import PairPredictor
+from dust3r_ros.resection import noise_px, pose_covariance, pose_from_points
 from dust3r_ros.tasks.matches import match_pixels
-from dust3r_ros.tasks.pose import MOST_POINTS, noise_px, pose_from_points
+from dust3r_ros.tasks.pose import MOST_POINTS
 
 _FEATURES, _RATIO = 1000, 0.85  # by which the nearest keyframes are found
 _COARSE, _FINE = np.geomspace(0.5, 2.0, 13), np.geomspace(0.94, 1.06, 7)  # factors of a focal that are tried
@@ -30,13 +31,14 @@ _LEAST_SHARE = 0.1  # of the points have to fit, or the pose is not believed
 
 @dataclass(frozen=True, eq=False)
 class MapKeyframe:
-    """A keyframe of a map as the predictor sees it; ``points_world`` (H, W, 3), NaN where there is no depth."""
+    """A keyframe of a map as the predictor sees it.
+
+    ``points_world`` gives its points (H, W, 3), NaN where there are none, for a prediction of it and another image.
+    """
 
     name: str
-    image: PreparedImage
     intrinsics: Intrinsics
-    points_world: FloatArray
-    features: Features
+    points_world: Callable[[PairPrediction], FloatArray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,7 @@ class Located:
     """An image's place in the map.
 
     ``intrinsics`` are for the original image, ``intrinsics_from`` says whence; of ``points`` matched with the map
-    ``inliers`` fit; ``keyframes`` are the names of those it was matched with.
+    ``inliers`` fit; ``keyframes`` are the names of those it was matched with. ``covariance`` is ``pose_covariance``'s.
     """
 
     camera_to_world: FloatArray
@@ -53,6 +55,44 @@ class Located:
     points: int
     inliers: int
     keyframes: tuple[str, ...]
+    covariance: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class SavedKeyframe:
+    """A keyframe of a saved map, with its image and its features."""
+
+    keyframe: MapKeyframe
+    image: PreparedImage
+    features: Features
+
+
+Predict = Callable[[Intrinsics | None], tuple[list[PairPrediction], list[PairPrediction]]]
+"""Predicts an image whose intrinsics may be known: of every (keyframe, image), and of every (image, keyframe)."""
+
+
+def locate_among(
+    near: Sequence[MapKeyframe], prepared: PreparedImage, known: Intrinsics | None, source: str, predict: Predict
+) -> Located:
+    """The pose of a prepared image by keyframes ``near`` it, and its intrinsics when they are not ``known``.
+
+    Raises AlignmentError when it cannot be placed.
+    """
+    forward, back = predict(known)
+    points, pixels = _correspondences(near, forward)
+    if known is None:
+        known, source = _best_focal(points, pixels, _estimated(back)), "estimated"
+        forward, _ = predict(known)  # a predictor that takes intrinsics does better with them
+        points, pixels = _correspondences(near, forward)
+        known = _best_focal(points, pixels, known)
+    found = pose_from_points(points, pixels, known)
+    inliers = int(found.inliers.sum())
+    if inliers < _LEAST_SHARE * len(points):
+        raise AlignmentError(f"no pose fits: {inliers} of {len(points)} points matched with the map agree")
+    covariance = pose_covariance(found.camera_to_world, points[found.inliers], pixels[found.inliers], known)
+    original = prepared.transform.to_original(known)
+    names = tuple(keyframe.name for keyframe in near)
+    return Located(found.camera_to_world, original, source, len(points), inliers, names, covariance)
 
 
 class Localiser:
@@ -75,32 +115,20 @@ class Localiser:
         prepared = prepare(image, self._predictor.image_size)
         near = self._nearest(prepared)
         known = prepared.transform.to_network(intrinsics) if intrinsics is not None else self._shared(prepared)
-        source = "given" if intrinsics is not None else "the map's"
-        forward, back = self._predict(prepared, near, known)
-        points, pixels = _correspondences(near, forward)
-        if known is None:
-            known, source = _best_focal(points, pixels, _estimated(back)), "estimated"
-            forward, _ = self._predict(prepared, near, known)  # a predictor that takes intrinsics does better with them
-            points, pixels = _correspondences(near, forward)
-            known = _best_focal(points, pixels, known)
-        found = pose_from_points(points, pixels, known)
-        inliers = int(found.inliers.sum())
-        if inliers < _LEAST_SHARE * len(points):
-            raise AlignmentError(f"no pose fits: {inliers} of {len(points)} points matched with the map agree")
-        names = tuple(keyframe.name for keyframe in near)
-        return Located(
-            found.camera_to_world, prepared.transform.to_original(known), source, len(points), inliers, names
-        )
+        return locate_among(
+            [saved.keyframe for saved in near], prepared, known, "given" if intrinsics is not None else "the map's",
+            lambda tried: self._predict(prepared, near, tried),
+        )  # fmt: skip
 
-    def _keyframe(self, frame: PackFrame) -> MapKeyframe:
+    def _keyframe(self, frame: PackFrame) -> SavedKeyframe:
         prepared = prepare(frame.load_image(), self._predictor.image_size)
         k = prepared.transform.to_network(frame.intrinsics)
         depth = at_network_pixels(_depth_of(frame), prepared)
         points = transform_points(frame.camera_to_world, backproject(depth, k))
         points[~(depth > 0)] = np.nan
-        return MapKeyframe(frame.name, prepared, k, points, _features(prepared))
+        return SavedKeyframe(MapKeyframe(frame.name, k, lambda _: points), prepared, _features(prepared))
 
-    def _nearest(self, prepared: PreparedImage) -> list[MapKeyframe]:
+    def _nearest(self, prepared: PreparedImage) -> list[SavedKeyframe]:
         features = _features(prepared)
         shared = [len(match_features(features, keyframe.features, _RATIO)) for keyframe in self.keyframes]
         order = np.argsort(shared)[::-1][: self._neighbours]
@@ -111,18 +139,18 @@ class Localiser:
         one size: a map made at another image size has images of another crop.
         """
         size = (prepared.transform.original_width, prepared.transform.original_height)
-        focals = np.array([keyframe.intrinsics.focal_px for keyframe in self.keyframes])
+        focals = np.array([saved.keyframe.intrinsics.focal_px for saved in self.keyframes])
         if self._sizes != {size} or np.ptp(focals) > 0.02 * np.median(focals):
             return None
-        shared = self.keyframes[0].intrinsics
+        shared = self.keyframes[0].keyframe.intrinsics
         return shared if (shared.width, shared.height) == (prepared.width, prepared.height) else None
 
     def _predict(
-        self, prepared: PreparedImage, near: Sequence[MapKeyframe], known: Intrinsics | None
+        self, prepared: PreparedImage, near: Sequence[SavedKeyframe], known: Intrinsics | None
     ) -> tuple[list[PairPrediction], list[PairPrediction]]:
         """Of every (keyframe, image), and of every (image, keyframe)."""
         query = self._predictor.encode(prepared, "query", known)
-        encoded = [self._predictor.encode(keyframe.image, "map", keyframe.intrinsics) for keyframe in near]
+        encoded = [self._predictor.encode(saved.image, "map", saved.keyframe.intrinsics) for saved in near]
         predictions = self._predictor.predict([pair for k in encoded for pair in ((k, query), (query, k))])
         return predictions[::2], predictions[1::2]
 
@@ -211,7 +239,7 @@ def _correspondences(
     points, pixels = [], []
     for keyframe, prediction in zip(near, predictions, strict=True):
         matches = match_pixels(prediction)
-        world = keyframe.points_world[matches.pixels_i[:, 1], matches.pixels_i[:, 0]]
+        world = keyframe.points_world(prediction)[matches.pixels_i[:, 1], matches.pixels_i[:, 0]]
         good = np.isfinite(world).all(axis=1)
         step = max(1, int(good.sum()) * len(near) // MOST_POINTS)
         points.append(world[good][::step])

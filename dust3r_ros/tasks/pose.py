@@ -1,62 +1,20 @@
-"""Where a camera stands: from points and the pixels that show them, and from one view's points in two frames."""
+"""Where the second camera of a pair stands: by the pixels that show its points, and by its points in two frames."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dust3r_ros.alignment.initialise import robust_similarity
+from dust3r_ros.alignment.initialise import points_in_both_frames, robust_similarity
 from dust3r_ros.data import BoolArray, FloatArray, Intrinsics, PairPrediction
 from dust3r_ros.errors import AlignmentError
-from dust3r_ros.geometry import Similarity, invert_pose, make_pose, procrustes
+from dust3r_ros.geometry import Similarity, make_pose, procrustes
+from dust3r_ros.resection import LEAST_POINTS, CameraPose, pose_from_points
 
 IntArray = NDArray[np.intp]
 
 MOST_POINTS = 20_000  # that a pose is estimated from
-_ITERATIONS = 1000
-_CERTAINTY = 0.9999
-_LEAST_POINTS = 6
 _SAMPLES, _AGREES = 100, 0.05
-_NOISE_PX, _NOISE_SHARE = 1.5, 0.006  # pixels or of the longer image side, whichever is more: seen where it is
-
-
-@dataclass(frozen=True, eq=False)
-class CameraPose:
-    """``camera_to_world`` (4, 4) in the frame the points were in; ``inliers`` (N,) of them fit."""
-
-    camera_to_world: FloatArray
-    inliers: BoolArray
-
-
-def noise_px(intrinsics: Intrinsics) -> float:
-    """How far from where it should be a point may be seen."""
-    return max(_NOISE_PX, _NOISE_SHARE * max(intrinsics.width, intrinsics.height))
-
-
-def pose_from_points(points: FloatArray, pixels: FloatArray, intrinsics: Intrinsics) -> CameraPose:
-    """The camera that sees ``points`` (N, 3) at ``pixels`` (N, 2; centres at integers + 0.5), by PnP in RANSAC and a
-    refinement over all inliers. Raises AlignmentError when there are too few, or none that fits them.
-    """
-    if len(points) < _LEAST_POINTS:
-        raise AlignmentError(f"a pose needs at least {_LEAST_POINTS} points, got {len(points)}")
-    k = intrinsics.matrix()
-    limit = noise_px(intrinsics)
-    objects, image = np.ascontiguousarray(points, np.float64), np.ascontiguousarray(pixels, np.float64)
-    found, turn, shift, chosen = cv2.solvePnPRansac(
-        objects, image, k, None,
-        iterationsCount=_ITERATIONS, reprojectionError=limit, confidence=_CERTAINTY, flags=cv2.SOLVEPNP_SQPNP,
-    )  # fmt: skip
-    if not found or chosen is None or len(chosen) < _LEAST_POINTS:
-        raise AlignmentError(f"no camera pose fits the {len(points)} points")
-    chosen = chosen.ravel()
-    turn, shift = cv2.solvePnPRefineLM(objects[chosen], image[chosen], k, None, turn, shift)
-    inliers = np.zeros(len(points), bool)
-    inliers[chosen] = True
-    world_to_camera = make_pose(np.asarray(cv2.Rodrigues(turn)[0], np.float64), np.asarray(shift, np.float64).ravel())
-    return CameraPose(invert_pose(world_to_camera), inliers)
 
 
 def relative_pose_pnp(prediction: PairPrediction, intrinsics_j: Intrinsics) -> CameraPose:
@@ -66,21 +24,22 @@ def relative_pose_pnp(prediction: PairPrediction, intrinsics_j: Intrinsics) -> C
 
 
 def relative_pose_procrustes(prediction: PairPrediction, back: PairPrediction) -> CameraPose:
-    """Camera j in camera i's frame, from view j's points in both frames: ``back`` is the prediction of (j, i).
+    """Camera j in camera i's frame, from both views' points in both frames: ``back`` is the prediction of (j, i).
 
     The similarity between the two (Umeyama 1991) that most points agree on, by samples of four, and then of all of
     these. No intrinsics are needed. Raises AlignmentError when too few pixels are in both.
     """
-    v, u = _most_confident(np.sqrt(prediction.conf_j * back.conf_i))
-    if len(v) < _LEAST_POINTS:
-        raise AlignmentError(f"a pose needs at least {_LEAST_POINTS} points, got {len(v)}")
-    own, seen = back.points_i[v, u].astype(np.float64), prediction.points_j[v, u].astype(np.float64)
-    weight = np.sqrt(prediction.conf_j * back.conf_i)[v, u].astype(np.float64)
-    agreeing = _consensus(own, seen)
-    fit = robust_similarity(own[agreeing].T, seen[agreeing].T, weight[agreeing])
+    source, target, weight = points_in_both_frames(prediction, back)
+    use = np.flatnonzero(weight > 0)
+    use = use[:: max(1, len(use) // MOST_POINTS)]
+    if len(use) < LEAST_POINTS:
+        raise AlignmentError(f"a pose needs at least {LEAST_POINTS} points, got {len(use)}")
+    source, target, weight = source[use], target[use], weight[use]
+    agreeing = _consensus(source, target)
+    fit = robust_similarity(source[agreeing].T, target[agreeing].T, weight[agreeing])
     if fit is None:
-        raise AlignmentError(f"no similarity fits the {len(v)} points in both frames")
-    return CameraPose(make_pose(fit.rotation, fit.translation), _near(fit, own, seen))
+        raise AlignmentError(f"no similarity fits the {len(use)} points in both frames")
+    return CameraPose(make_pose(fit.rotation, fit.translation), _near(fit, source, target))
 
 
 def _consensus(source: FloatArray, target: FloatArray) -> BoolArray:

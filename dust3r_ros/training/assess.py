@@ -9,8 +9,9 @@ from itertools import count
 import numpy as np
 import torch
 
-from dust3r_ros.data import FloatArray
-from dust3r_ros.geometry import Similarity, procrustes, rotation_angle_deg
+from dust3r_ros.alignment import pair_similarity
+from dust3r_ros.data import FloatArray, PairPrediction
+from dust3r_ros.geometry import Similarity, rotation_angle_deg
 from dust3r_ros.network import Dust3rNetwork, Pointmaps
 from dust3r_ros.training.pairs import (
     HELD_OUT_SEED,
@@ -93,16 +94,17 @@ def assess(model: Dust3rNetwork, pairs: PairBatch, *, batch: int = 16, bfloat16:
 
 
 def relative_pose(forward: Pointmaps, backward: Pointmaps, number: int) -> Similarity:
-    """The second camera in the first's frame for one pair of a batch: what takes the second view's own points
-    (``backward``: the pair the other way round) onto those predicted in the first's frame. The same pose where there is
-    no such thing.
+    """The second camera in the first's frame for one pair of a batch: what takes both views' points in the second's
+    frame (``backward``: the pair the other way round) onto those in the first's. The same pose where there is no such
+    thing.
     """
-    weight = torch.minimum(forward.conf_j[number], backward.conf_i[number])
-    own, other = backward.points_i[number].reshape(-1, 3), forward.points_j[number].reshape(-1, 3)
-    try:
-        return procrustes(own.cpu().numpy(), other.cpu().numpy(), weight.flatten().cpu().numpy())
-    except (ValueError, np.linalg.LinAlgError):  # points that are not finite, or all in one place
-        return Similarity.identity()
+    return pair_similarity(_prediction(forward, number), _prediction(backward, number)) or Similarity.identity()
+
+
+def _prediction(maps: Pointmaps, number: int) -> PairPrediction:
+    parts = (maps.points_i, maps.conf_i, maps.points_j, maps.conf_j)
+    points_i, conf_i, points_j, conf_j = (part[number].float().cpu().numpy() for part in parts)
+    return PairPrediction(points_i, conf_i, points_j, conf_j)
 
 
 def _errors(batch: PairBatch, forward: Pointmaps, backward: Pointmaps) -> list[tuple[float, float, float]]:

@@ -21,7 +21,7 @@ from dust3r_ros.training.begin import Source, batch_of, make_network, make_strea
 from dust3r_ros.training.croco import share_decoder
 from dust3r_ros.training.interruption import interruption
 from dust3r_ros.training.pairs import PairBatch, chunk_seed
-from dust3r_ros.training.stages import Position, Stage, Task, fine_tuning, from_scratch, learning_rate, position
+from dust3r_ros.training.stages import Position, Stage, Task, all_stages, chosen, learning_rate, position
 from dust3r_ros.training.state import Progress, SavedRun, read_run, restore, save_run
 from dust3r_ros.training.step import Learner, StepResult, StepSettings
 
@@ -33,14 +33,17 @@ _SCRATCH_RATE, _FINE_RATE = 5e-4, 2e-5
 _ROW_SECONDS = 20.0
 _EMA_SHARE = 0.02  # of a short run's pairs: what was learned at smaller images must have left the average at its end
 _LICENCE = "Apache-2.0"
-_MEANS = ("loss", "error", "matching", "gradient")  # of the steps since the last row
+_MEANS = ("loss", "error", "matching", "motion", "gradient")  # of the steps since the last row
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a call of ``train`` left: the state's progress, and the last measurement if there was one."""
+    """What a call of ``train`` left: the state's progress, of so many ``pairs`` of the whole run, and the last
+    measurement if there was one.
+    """
 
     progress: Progress
+    pairs: int
     finished: bool
     interrupted: bool
     assessment: Assessment | None
@@ -85,6 +88,7 @@ class Run:
         model = make_network(config, device, saved)
         settings = StepSettings(
             matching=config.matching,
+            motion=config.motion,
             ema_pairs=min(StepSettings.ema_pairs, round(_EMA_SHARE * config.pairs)),
             bfloat16=uses_bfloat16(config.precision, device),
             compiled=config.execution == "compiled",
@@ -92,7 +96,7 @@ class Run:
         self.learner = Learner(model, settings, generator)
         if saved:
             restore(self.learner, saved)
-        self.stages = fine_tuning(model.config) if config.checkpoint else from_scratch(model.config)
+        self.stages = chosen(all_stages(model.config), _stage_names(config))
         self.stream = make_stream(config, device, source, self.progress.chunks)
         self._order = torch.Generator().manual_seed(chunk_seed(config.seed, self.progress.steps))
         self._rate = config.learning_rate or (_FINE_RATE if config.checkpoint else _SCRATCH_RATE)
@@ -128,7 +132,7 @@ class Run:
         if measured is not None:
             record.draw_curves(self.folder)
         finished = self.progress.pairs >= self.config.pairs
-        return RunResult(self.progress, finished, stopped(), measured)
+        return RunResult(self.progress, self.config.pairs, finished, stopped(), measured)
 
     def save(self) -> None:
         """The state, and the averaged weights as a checkpoint that ``load_model`` reads."""
@@ -193,17 +197,23 @@ class Run:
             return
         taken = self._rows
         finite = [row for row in taken if row.gradient < float("inf")] or taken
-        loss, error, matching, gradient = (sum(getattr(r, name) for r in finite) / len(finite) for name in _MEANS)
+        means = {name: sum(getattr(r, name) for r in finite) / len(finite) for name in _MEANS}
         done = p.pairs - self._logged.pairs
         rate = learning_rate(self._rate, p.pairs, self.config.pairs, self.config.warm_up)
         speed = done / max(since, 1e-6)
-        row = record.LossRow(p.pairs, p.steps, p.seconds, p.stage, rate, loss, error, matching, gradient, speed)
+        row = record.LossRow(p.pairs, p.steps, p.seconds, p.stage, rate, **means, pairs_per_second=speed)
         record.append_row(self.folder / record.LOSSES, row)
         log.info(
-            "%d pairs, %s: error %.4f, matching %.3f, %.1f pairs/s", p.pairs, p.stage, row.error, row.matching,
-            row.pairs_per_second,
+            "%d pairs, %s: error %.4f, matching %.3f, motion %.4f, %.1f pairs/s", p.pairs, p.stage, row.error,
+            row.matching, row.motion, row.pairs_per_second,
         )  # fmt: skip
         if len(finite) < len(taken) / 2:
             raise TrainingError("more than half of the last steps had no finite gradient: lower learning_rate")
         self._rows.clear()
         self._logged = p
+
+
+def _stage_names(config: TrainingConfig) -> list[str]:
+    if config.stages:
+        return [name.strip() for name in config.stages.split(",")]
+    return ["full"] if config.checkpoint else ["completion", "near", "middle", "full"]

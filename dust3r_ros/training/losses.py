@@ -50,6 +50,24 @@ def pointmap_loss(
     return PointmapLoss(total, regression)
 
 
+def motion_loss(
+    points: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor], pose: Tensor
+) -> Tensor:
+    """How far the second view's points are from where the true motion takes the network's own points of that view.
+
+    As ``pointmap_loss`` has them, of B pairs followed by the same pairs the other way round, with ``pose`` (2 B, 4, 4)
+    from the second view's camera to the first's. What the network gets wrong of a surface it gets wrong in both orders,
+    so this is the error of the motion alone, which in the regression hides behind that of the depth; the own points
+    are taken as they are. An auxiliary objective, for training only.
+    """
+    scale = normalisation_scale(*target, *valid)
+    true = (scale / normalisation_scale(*points, *valid)).view(-1, *(1,) * (points[0].ndim - 1))
+    here, own = points[1] * true, torch.cat((points[0] * true).chunk(2)[::-1]).detach()
+    moved = (pose[:, :3, :3] @ own.flatten(2) + pose[:, :3, 3:]).view_as(own)
+    error = _length(here - moved) / scale.view(-1, *(1,) * (own.ndim - 2))
+    return torch.where(valid[1], error, 0.0).sum() / valid[1].sum().clamp(min=1)
+
+
 def _length(vectors: Tensor) -> Tensor:
     """Lengths (B, ...) of vectors (B, 3, ...), with a gradient at zero too."""
     return vectors.square().sum(dim=1).clamp(min=1e-16).sqrt()

@@ -13,9 +13,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dust3r_ros.errors import TrainingError
+from dust3r_ros.files import replacing
 
 LOSSES, ERRORS, PICTURE = "log.csv", "errors.csv", "curves.png"
 RowT = TypeVar("RowT")
+_FEW_ROWS = 30
+_WIDE = 3.0  # the largest of some values is so many times the smallest: drawn as logarithms
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class LossRow:
     loss: float
     error: float
     matching: float
+    motion: float
     gradient: float
     pairs_per_second: float
 
@@ -96,40 +100,51 @@ def draw_curves(folder: Path) -> None:
     if not losses:
         return
     figure = Figure(figsize=(14, 8), dpi=90, layout="constrained")
-    panels = figure.subplots(2, 3)
-    _draw_losses(panels[0], losses)
+    above, below = figure.subfigures(2, 1, squeeze=False)[:, 0]
+    _draw_losses(above.subplots(1, 4), losses)
     names = (("rotation_deg", "relative rotation, median [degrees]"),
              ("direction_deg", "translation direction, median [degrees]"),
              ("absrel", "depth AbsRel"))  # fmt: skip
-    for axes, (name, title) in zip(panels[1], names, strict=True):
+    for axes, (name, title) in zip(below.subplots(1, 3), names, strict=True):
         _draw_error(axes, errors, name, title)
     last = losses[-1]
-    figure.suptitle(f"{last.pairs:,} pairs in {last.seconds / 3600:.1f} hours".replace(",", " "))
-    scratch = folder / f"{PICTURE}.part"
-    with scratch.open("wb") as file:
-        FigureCanvasAgg(figure).print_png(file)
-    scratch.replace(folder / PICTURE)
+    spent = f"{last.seconds / 3600:.1f} hours" if last.seconds >= 3600 else f"{last.seconds / 60:.1f} minutes"
+    figure.suptitle(f"{last.pairs:,} pairs in {spent}".replace(",", " "))
+    with replacing(folder / PICTURE) as scratch:
+        FigureCanvasAgg(figure).print_png(str(scratch))
 
 
 def _draw_losses(panels: Sequence[Any], rows: Sequence[LossRow]) -> None:
-    titles = (("error", "error of the task"), ("matching", "correspondence objective"), ("learning_rate", "rate"))
+    titles = (("error", "error of the task"), ("matching", "correspondence objective"), ("motion", "motion objective"),
+              ("learning_rate", "rate"))  # fmt: skip
     for axes, (name, title) in zip(panels, titles, strict=True):
         for stage in dict.fromkeys(row.stage for row in rows):
             part = [row for row in rows if row.stage == stage]
-            axes.plot([row.pairs for row in part], [getattr(row, name) for row in part], label=stage, linewidth=1)
+            dots = "." if len(part) < _FEW_ROWS else ""  # a line of one row would be nothing
+            seen, values = [row.pairs for row in part], [getattr(row, name) for row in part]
+            axes.plot(seen, values, marker=dots, label=stage, linewidth=1)
         axes.set_title(title)
         axes.set_xlabel("pairs")
+        axes.set_xlim(0, max(1, 1.03 * rows[-1].pairs))
         axes.grid(alpha=0.3)
-        if any(getattr(row, name) > 0 for row in rows) and name != "learning_rate":
+        known = [getattr(row, name) for row in rows if getattr(row, name) > 0]
+        if name == "learning_rate" or not known:
+            axes.set_ylim(bottom=0)
+        elif max(known) > _WIDE * min(known):
             axes.set_yscale("log")
     panels[0].legend(fontsize=8)
 
 
 def _draw_error(axes: Any, rows: Sequence[ErrorRow], name: str, title: str) -> None:
+    axes.set_title(f"held out: {title}", fontsize=10)
+    if not rows:
+        axes.text(0.5, 0.5, "not measured yet", ha="center", va="center", transform=axes.transAxes, color="grey")
+        axes.set_axis_off()
+        return
     seen = [row.pairs for row in rows]
     axes.plot(seen, np.array([getattr(row, name) for row in rows]), "o-", markersize=3, label="network")
-    axes.plot(seen, np.array([getattr(row, f"trivial_{name}") for row in rows]), "k--", linewidth=1, label="guess")
-    axes.set_title(f"held out: {title}", fontsize=10)
+    axes.plot(seen, np.array([getattr(row, f"trivial_{name}") for row in rows]), "k_--", linewidth=1, label="guess")
+    axes.set_xlim(0, 1.03 * max(1, rows[-1].pairs))
     axes.set_xlabel("pairs")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)

@@ -6,9 +6,11 @@ Everything is a function of the number of pairs seen, so a run that was interrup
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
+from dust3r_ros.errors import TrainingError
 from dust3r_ros.network import NetworkConfig
 
 FINAL_LEARNING_RATE = 0.02  # of the highest
@@ -50,23 +52,29 @@ class Position:
         return 0.03, low * (high / low) ** (math.floor(10 * self.done) / 10)
 
 
-def from_scratch(config: NetworkConfig) -> tuple[Stage, ...]:
-    """All stages, for a network that knows nothing.
+def all_stages(config: NetworkConfig) -> tuple[Stage, ...]:
+    """All stages, as a network that knows nothing goes through them.
 
     Sizes are 1/2, 3/4 and all of ``config.img_size``; the last in the aspect ratios cameras have.
     """
     half, more = (fitting(config, scale) for scale in (0.5, 0.75))
     return (
         Stage("completion", Task.COMPLETE, 0.05, (half,), (1.0, 1.0)),
-        Stage("near", Task.REGRESS, 0.72, (half,), (0.3, 2.0)),
-        Stage("middle", Task.REGRESS, 0.15, (more,), (2.0, 2.0)),
-        Stage("full", Task.REGRESS, 0.08, aspects(config), (2.0, 2.0)),
+        Stage("near", Task.REGRESS, 0.45, (half,), (0.3, 2.0)),
+        Stage("middle", Task.REGRESS, 0.35, (more,), (2.0, 2.0)),
+        Stage("full", Task.REGRESS, 0.15, aspects(config), (2.0, 2.0)),
     )
 
 
-def fine_tuning(config: NetworkConfig) -> tuple[Stage, ...]:
-    """The only stage for a network that is already trained."""
-    return (Stage("fine-tuning", Task.REGRESS, 1.0, aspects(config), (2.0, 2.0)),)
+def chosen(stages: Sequence[Stage], names: Sequence[str]) -> tuple[Stage, ...]:
+    """The stages of these names in their order, of all pairs. Raises TrainingError for names that are none."""
+    unknown = sorted(set(names) - {stage.name for stage in stages})
+    kept = [stage for stage in stages if stage.name in names]
+    if unknown or not kept:
+        raise TrainingError(
+            f"stages must be some of {', '.join(stage.name for stage in stages)}, got {', '.join(unknown) or 'none'}"
+        )
+    return tuple(replace(stage, share=stage.share / sum(s.share for s in kept)) for stage in kept)
 
 
 def fitting(config: NetworkConfig, scale: float) -> tuple[int, int]:

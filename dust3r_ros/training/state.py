@@ -7,7 +7,6 @@ metadata. It is replaced by a whole one only.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,16 +14,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dust3r_ros.errors import TrainingError
 from dust3r_ros.network import ModelSource, NetworkConfig
 from dust3r_ros.network.architecture import config_from_keywords, keywords_from_config
+from dust3r_ros.network.weights import write_tensors
 from dust3r_ros.training.step import Learner
 
-FORMAT = 1
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def save_run(
 ) -> None:
     """Write the state of a run; ``options`` (plain values by name) are kept with it.
 
-    A ``small`` state holds the averaged weights in float16 and nothing else, an eighth of the bytes: a run goes on from
+    A ``small`` state holds the averaged weights in float16 and nothing else, a sixth of the bytes: a run goes on from
     them with an optimiser that begins anew.
     """
     tensors = dict(_small_tensors(learner) if small else _tensors(learner))
@@ -64,14 +62,9 @@ def save_run(
         "source": asdict(learner.model.source),
         "options": dict(options),
         "progress": asdict(progress),
-        "optimiser_steps": 0 if small else learner.optimiser_steps,
+        "optimiser_steps": 0 if small else learner.optimiser.steps,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.part")
-    save_file(tensors, unfinished, metadata={"run": json.dumps(content)})
-    with unfinished.open("rb+") as file:
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    write_tensors(tensors, path, {"run": json.dumps(content)})
 
 
 def read_run(path: Path) -> SavedRun:
@@ -98,7 +91,7 @@ def restore(learner: Learner, saved: SavedRun) -> None:
         learner.head.load_state_dict(_under(saved.tensors, "head."))
         for name, value in learner.average.items():
             value.copy_(average[name])
-        _restore_moments(learner, saved)
+        learner.optimiser.restore(int(saved.tensors["optimiser_steps"]), saved.tensors)
     except (RuntimeError, KeyError) as error:
         raise TrainingError(f"the state does not fit the network: {error}") from error
 
@@ -107,9 +100,7 @@ def _tensors(learner: Learner) -> Mapping[str, Tensor]:
     found = {f"model.{name}": value for name, value in learner.model.state_dict().items()}
     found |= {f"head.{name}": value for name, value in learner.head.state_dict().items()}
     found |= {f"average.{name}": value for name, value in learner.average.items()}
-    for name, parameter in _parameters(learner).items():
-        moments = learner.optimiser.state.get(parameter, {})
-        found |= {f"{kind}.{name}": moments[kind] for kind in _MOMENTS if kind in moments}
+    found |= learner.optimiser.moments()
     return {name: value.detach().to("cpu").contiguous().clone() for name, value in found.items()}
 
 
@@ -117,22 +108,6 @@ def _small_tensors(learner: Learner) -> Mapping[str, Tensor]:
     found = {f"average.{name}": value for name, value in learner.average.items()}
     found |= {f"head.{name}": value for name, value in learner.head.state_dict().items()}
     return {name: value.detach().to("cpu", torch.float16).contiguous().clone() for name, value in found.items()}
-
-
-def _restore_moments(learner: Learner, saved: SavedRun) -> None:
-    steps = saved.tensors["optimiser_steps"]
-    learner.optimiser_steps = int(steps)
-    for name, parameter in _parameters(learner).items():
-        if f"exp_avg.{name}" in saved.tensors:
-            moments: dict[str, Tensor] = {
-                kind: saved.tensors[f"{kind}.{name}"].to(parameter.device, parameter.dtype) for kind in _MOMENTS
-            }
-            learner.optimiser.state[parameter] = {"step": steps.to(parameter.device, copy=True), **moments}
-
-
-def _parameters(learner: Learner) -> dict[str, torch.nn.Parameter]:
-    own = {f"model.{name}": value for name, value in learner.model.named_parameters()}
-    return own | {f"head.{name}": value for name, value in learner.head.named_parameters()}
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

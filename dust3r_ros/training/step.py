@@ -16,16 +16,17 @@ from dust3r_ros.config import TrainingConfig
 from dust3r_ros.network import Dust3rNetwork
 from dust3r_ros.training.correspondence import AttentionProbe
 from dust3r_ros.training.croco import Completion, CompletionHead, random_mask
-from dust3r_ros.training.losses import pointmap_loss
+from dust3r_ros.training.losses import motion_loss, pointmap_loss
+from dust3r_ros.training.optimiser import Optimiser
 from dust3r_ros.training.pairs import PairBatch, network_images, pair_geometry, token_matches
 from dust3r_ros.training.stages import Task
 
-BETAS = (0.9, 0.95)
+_Views = tuple[Tensor, Tensor]  # of the first and the second view
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """``matching`` weighs the correspondence objective; ``ema_pairs`` is after how many pairs a
+    """``matching`` and ``motion`` weigh the auxiliary objectives; ``ema_pairs`` is after how many pairs a
     weight counts half in the averaged weights; ``ramp_steps`` after the optimiser began anew the full rate is reached,
     as its estimates of the gradients are poor until then. ``compiled`` fuses the pointmap task's forward and backward
     passes: faster, after a minute or two of compilation for each image size.
@@ -35,6 +36,7 @@ class StepSettings:
     clip_norm: float = 1.0
     alpha: float = 0.2
     matching: float = TrainingConfig.matching
+    motion: float = TrainingConfig.motion
     mask_ratio: float = 0.9
     ema_pairs: int = 20_000
     ramp_steps: int = 100
@@ -44,7 +46,7 @@ class StepSettings:
 
 @dataclass(frozen=True)
 class StepResult:
-    """``loss`` is what was minimised, ``error`` the task's own, ``matching`` the correspondence objective (0 without).
+    """``loss`` is what was minimised, ``error`` the task's own, ``matching`` and ``motion`` the auxiliary objectives.
 
     ``seconds`` went to: preparing the batch, forward, backward, the optimiser. They are exact on a CPU; on a GPU work
     runs on after the call, unless ``CUDA_LAUNCH_BLOCKING=1`` is set.
@@ -53,6 +55,7 @@ class StepResult:
     loss: float
     error: float
     matching: float
+    motion: float
     gradient: float
     seconds: tuple[float, ...]
 
@@ -62,6 +65,7 @@ class _Losses:
     total: Tensor
     error: Tensor
     matching: Tensor
+    motion: Tensor
 
 
 class Learner:
@@ -73,7 +77,6 @@ class Learner:
         self.settings = settings
         self.generator = generator  # on the model's device
         self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        self.optimiser_steps = 0  # since the optimiser began
         self.optimiser = self._make_optimiser()
         self._completion = Completion(model, self.head)
         self._probe = AttentionProbe(model)
@@ -94,14 +97,13 @@ class Learner:
         losses.total.backward()
         times.append(time.perf_counter())
         norm = self._update(rate, len(batch), seen)
-        measured = torch.stack([losses.total, losses.error, losses.matching]).tolist()
+        measured = torch.stack([losses.total, losses.error, losses.matching, losses.motion]).tolist()
         times.append(time.perf_counter())
         spent = tuple(later - earlier for earlier, later in itertools.pairwise(times))
-        return StepResult(measured[0], measured[1], measured[2], norm, spent)
+        return StepResult(measured[0], measured[1], measured[2], measured[3], norm, spent)
 
     def restart_optimiser(self) -> None:
         """Forget the moments: a new task begins."""
-        self.optimiser_steps = 0
         self.optimiser = self._make_optimiser()
 
     def averaged(self) -> Dust3rNetwork:
@@ -121,7 +123,7 @@ class Learner:
         tokens = (images.shape[-2] // patch) * (images.shape[-1] // patch)
         mask = random_mask(len(images), tokens, self.settings.mask_ratio, self.generator)
         loss = self._completion.loss(images, mask)
-        return _Losses(loss, loss.detach(), loss.new_zeros(()))
+        return _Losses(loss, loss.detach(), loss.new_zeros(()), loss.new_zeros(()))
 
     def _regress(self, images: Tensor, batch: PairBatch) -> _Losses:
         """Both orders of every pair: each image is encoded once."""
@@ -130,17 +132,19 @@ class Learner:
         orders = (batch, batch.swapped())
         matches = [token_matches(order, model.config.patch) for order in orders]
         one, two = (pair_geometry(order, model.tile) for order in orders)
-        target = tuple(torch.cat(views) for views in zip(one.points, two.points))
-        valid = tuple(torch.cat(views) for views in zip(one.valid, two.valid))
-        return _Losses(*self._objective(images, torch.cat(matches), torch.cat(matches[::-1]), *target, *valid))
+        target, valid = (
+            (torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]]))
+            for a, b in ((one.points, two.points), (one.valid, two.valid))
+        )
+        pose = torch.cat([order.second_to_first for order in orders])
+        return _Losses(*self._objective(images, torch.cat(matches), torch.cat(matches[::-1]), target, valid, pose))
 
     def _objectives(
-        self, images: Tensor, match_ij: Tensor, match_ji: Tensor, points_i: Tensor, points_j: Tensor, valid_i: Tensor,
-        valid_j: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """What is minimised, the point error and the correspondence objective of B pairs and their swapped copies.
+        self, images: Tensor, match_ij: Tensor, match_ji: Tensor, target: _Views, valid: _Views, pose: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        """What is minimised, the point error and the auxiliary objectives of B pairs and their swapped copies.
 
-        ``images`` (B, 2, 3, H, W); matches and true points of 2 B directed pairs.
+        ``images`` (B, 2, 3, H, W); matches, true points of both views and poses of 2 B directed pairs.
         """
         model = self.model
         first, second = model.encode(images.flatten(0, 1)).unflatten(0, images.shape[:2]).unbind(1)
@@ -148,19 +152,20 @@ class Learner:
         maps = model.decode_planar(torch.cat([first, second]), torch.cat([second, first]), size)
         matching = self._probe.loss(match_ij, match_ji)
         predicted, confidence = (maps.points_i, maps.points_j), (maps.conf_i, maps.conf_j)
-        loss = pointmap_loss(predicted, confidence, (points_i, points_j), (valid_i, valid_j), self.settings.alpha)
-        return loss.total + self.settings.matching * matching, loss.regression, matching.detach()
+        loss = pointmap_loss(predicted, confidence, target, valid, self.settings.alpha)
+        motion = motion_loss(predicted, target, valid, pose)
+        total = loss.total + self.settings.matching * matching + self.settings.motion * motion
+        return total, loss.regression, matching.detach(), motion.detach()
 
     def _update(self, rate: float, pairs: int, seen: int) -> float:
-        parameters = [p for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None]
+        """One step down the gradient, whose norm is returned."""
+        parameters = [p for p in self.optimiser.parameters if p.grad is not None]
         norm = float(nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm))
         if norm < float("inf"):  # false for NaN too
-            for group in self.optimiser.param_groups:
-                group["lr"] = rate * min(1.0, (self.optimiser_steps + 1) / self.settings.ramp_steps)
-            self.optimiser.step()
-            self.optimiser_steps += 1
+            self.optimiser.step(rate * min(1.0, (self.optimiser.steps + 1) / self.settings.ramp_steps))
             self._follow(pairs, seen)
-        self.optimiser.zero_grad(set_to_none=True)
+        for parameter in parameters:
+            parameter.grad = None
         return norm
 
     @torch.no_grad()
@@ -171,14 +176,10 @@ class Learner:
         present = self.model.state_dict()
         torch._foreach_lerp_(list(self.average.values()), [present[name] for name in self.average], weight)
 
-    def _make_optimiser(self) -> torch.optim.AdamW:
-        """Weight decay for matrices only."""
-        learned = [*self.model.parameters(), *self.head.parameters()]
-        groups = [
-            {"params": [p for p in learned if p.ndim > 1], "weight_decay": self.settings.weight_decay},
-            {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=True)
+    def _make_optimiser(self) -> Optimiser:
+        named = {f"model.{name}": p for name, p in self.model.named_parameters()}
+        named |= {f"head.{name}": p for name, p in self.head.named_parameters()}
+        return Optimiser(named, self.settings.weight_decay)
 
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:

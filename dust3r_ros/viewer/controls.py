@@ -7,16 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from dust3r_ros.viewer.scene import (
-    ViewedKeyframe,
-    ViewedScene,
-    confidence_picture,
-    depth_picture,
-    graph_picture,
-    thumbnail,
-)
+from dust3r_ros.pictures import confidence_picture, depth_picture, thumbnail
+from dust3r_ros.viewer.scene import ViewedKeyframe, ViewedScene, graph_picture
 
 _BLANK = np.full((3, 4, 3), 40, np.uint8)
+_THUMBNAIL_PX = 320
 _POINT_SIZE = 0.003  # of the scene's reach
 _MOST_RELATIVE_VOXEL = 5.0  # percent of the scene's reach
 
@@ -147,7 +142,7 @@ class KeyframePanel:
         self._shown = keyframe
         lens = keyframe.intrinsics
         self._about.content = f"{keyframe.name}: {lens.width} x {lens.height}, focal {lens.focal_px:.0f} px"
-        self._image.image = thumbnail(keyframe.image)
+        self._image.image = thumbnail(keyframe.image, _THUMBNAIL_PX)
         for panel, values, draw in (
             (self._depth, keyframe.depth, depth_picture),
             (self._confidence, keyframe.confidence, confidence_picture),

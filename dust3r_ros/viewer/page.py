@@ -14,14 +14,15 @@ import numpy as np
 
 from dust3r_ros.errors import ViewerError
 from dust3r_ros.mapping.export import write_cloud
+from dust3r_ros.pictures import thumbnail
 from dust3r_ros.viewer.controls import Controls, MapPanel
 from dust3r_ros.viewer.scene import (
+    FRUSTUM_PX,
     ViewedKeyframe,
     ViewedScene,
     quaternion_wxyz,
     scene_reach,
     shown_points,
-    thumbnail,
     up_direction,
 )
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _PATH_COLOUR, _CAMERA_COLOUR, _CHOSEN_COLOUR = (230, 120, 30), (70, 110, 190), (230, 60, 40)
 _CAMERA_SIZE = 0.06  # of the scene's reach
+_SAME_SIZE = 0.04
 
 
 class Viewer:
@@ -41,6 +43,7 @@ class Viewer:
 
     def __init__(self, host: str = "127.0.0.1", port: int = 8080, title: str = "dust3r_ros") -> None:
         viser = _viser()
+        logging.getLogger("websockets.server").addFilter(_no_handshake)
         port = port or _free_port(host)
         _check_free(host, port)
         self._server: Any = viser.ViserServer(host=host, port=port, label=title, verbose=False)
@@ -122,10 +125,12 @@ class Viewer:
         for k, keyframe in enumerate(self._scene.keyframes):
             known, handle = self._cameras.get(k, (None, None))
             if handle is None or known is None or known.image is not keyframe.image:
-                handle = self._new_camera(k, keyframe)
-            handle.scale = size
-            handle.wxyz = quaternion_wxyz(keyframe.camera_to_world[:3, :3])
-            handle.position = keyframe.camera_to_world[:3, 3]
+                known, handle = None, self._new_camera(k, keyframe)
+            if abs(handle.scale / size - 1) > _SAME_SIZE:  # the scene's reach changes a little with every keyframe
+                handle.scale = size
+            if known is None or not np.array_equal(known.camera_to_world, keyframe.camera_to_world):
+                handle.wxyz = quaternion_wxyz(keyframe.camera_to_world[:3, :3])
+                handle.position = keyframe.camera_to_world[:3, 3]
             self._cameras[k] = (keyframe, handle)
         self._clear_cameras(len(self._scene.keyframes))
 
@@ -138,7 +143,7 @@ class Viewer:
         handle = self._server.scene.add_camera_frustum(
             f"/cameras/{k}", fov=2 * float(np.arctan(lens.height / (2 * lens.fy))), aspect=lens.width / lens.height,
             color=_CAMERA_COLOUR, thickness=1.5, thickness_units="screen", format="jpeg",
-            image=thumbnail(keyframe.image, 160) if self._map.images else None,
+            image=thumbnail(keyframe.image, FRUSTUM_PX) if self._map.images else None,
         )  # fmt: skip
         handle.on_click(lambda _: self._keyframe.choose(k))
         return handle
@@ -193,6 +198,11 @@ class Viewer:
             file = Path(folder) / "cloud.ply"
             write_cloud(shown, file)
             event.client.send_file_download("cloud.ply", file.read_bytes(), save_immediately=True)
+
+
+def _no_handshake(record: logging.LogRecord) -> bool:
+    """Whether a record is worth saying: a HEAD, a scan of ports or a closed tab is no error with a traceback."""
+    return record.getMessage() != "opening handshake failed"
 
 
 def _viser() -> Any:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import threading
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dust3r_ros.errors import Dust3rError
+from dust3r_ros.errors import Dust3rError, ImageError
+from dust3r_ros.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, natural_key
 from dust3r_ros.viewer.page import Viewer
 from dust3r_ros.viewer.scene import ViewedScene
 
@@ -16,6 +21,8 @@ log = logging.getLogger(__name__)
 
 AUTOMATIC = "automatic"
 _MOST_WINDOW = 20
+_MOST_LISTED = 12
+_MOST_UNPACKED = 4 * 10**9  # bytes of a .zip
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,33 @@ Runner = Callable[[Sequence[Upload], RunSettings, Progress], ViewedScene]
 """Makes a scene of files. Raises a Dust3rError that says what is wrong with them."""
 
 
+def unpacked(file: Upload) -> list[Upload]:
+    """The images and videos of a .zip, in natural order; any other file as it is.
+
+    Raises ImageError for a .zip that is damaged, encrypted, too large or has no images in it.
+    """
+    if Path(file.name).suffix.lower() != ".zip":
+        return [file]
+    try:
+        with zipfile.ZipFile(io.BytesIO(file.content)) as archive:
+            inside = [entry for entry in archive.infolist() if _is_wanted(entry.filename)]
+            if sum(entry.file_size for entry in inside) > _MOST_UNPACKED:
+                raise ImageError(f"more than {_MOST_UNPACKED // 10**9} GB when unpacked")
+            inside.sort(key=lambda entry: natural_key(entry.filename))
+            found = [Upload(entry.filename, archive.read(entry)) for entry in inside]
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:  # the 4th: encrypted
+        raise ImageError(f"this .zip cannot be read ({error})") from error
+    if not found:
+        raise ImageError("no images are in this .zip")
+    return found
+
+
+def _is_wanted(name: str) -> bool:
+    path = PurePosixPath(name)
+    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    return not hidden and path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+
+
 class RunPanel:
     """Drop images in, choose the graph, run. One run at a time; what is wrong with the files is said in the panel."""
 
@@ -50,7 +84,11 @@ class RunPanel:
         self._busy = threading.Lock()
         gui = viewer.server.gui
         with viewer.controls.tabs.add_tab("Run"):
-            self._add = gui.add_upload_button("Add an image or a video", mime_type="image/*,video/*")
+            self._add = gui.add_upload_button(
+                "Add an image, a video or a .zip",
+                mime_type="image/*,video/*,.zip,.heic,.heif",
+                hint="The browser takes one file at a time: for many images, a .zip of them",
+            )
             self._list = gui.add_markdown("No images yet.")
             self._graph = gui.add_dropdown("Scene graph", (AUTOMATIC, *graphs), initial_value=AUTOMATIC)
             self._window = gui.add_slider("Window", 1, _MOST_WINDOW, 1, min(window, _MOST_WINDOW))
@@ -64,7 +102,11 @@ class RunPanel:
 
     def _added(self, event: Any) -> None:
         file = event.target.value
-        self._files.append(Upload(file.name, file.content))
+        try:
+            self._files += unpacked(Upload(file.name, file.content))
+            self._said.content = ""
+        except Dust3rError as error:
+            self._said.content = f"**{file.name} was not added:** {error}"
         self._listed()
 
     def _cleared(self, _: Any) -> None:
@@ -72,8 +114,10 @@ class RunPanel:
         self._listed()
 
     def _listed(self) -> None:
-        names = "\n".join(f"- {file.name}" for file in self._files)
-        self._list.content = names or "No images yet."
+        names = [f"- {file.name}" for file in self._files]
+        if len(names) > _MOST_LISTED:
+            names = [*names[: _MOST_LISTED - 1], f"- ... {len(names)} files in all"]
+        self._list.content = "\n".join(names) or "No images yet."
         self._run.disabled = self._clear.disabled = not self._files
 
     def _start(self, _: Any) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
-from matplotlib import colormaps
 from scipy.spatial.transform import Rotation
 
-from dust3r_ros.data import BoolArray, ByteImage, FloatArray, Intrinsics
+from dust3r_ros.data import ByteImage, FloatArray, Intrinsics
 from dust3r_ros.mapping.cloud import PointCloud
+from dust3r_ros.mapping.upright import up_of
+from dust3r_ros.pictures import shares
 
 MOST_POINTS = 400_000  # sent to a browser; more are thinned evenly
-_THUMBNAIL_PX = 320  # long side
+FRUSTUM_PX = 160  # long side of the images in the cameras
 _CELL_PX = 12
+_GREEN_YELLOW_RED = ((0, 255, 165), (104, 255, 0), (55, 191, 38))  # red, green and blue of the three
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,15 +41,6 @@ class ViewedScene:
     cloud: PointCloud = field(default_factory=PointCloud.empty)
     edges: Mapping[tuple[int, int], float] = field(default_factory=dict)
     metric: bool = False
-
-
-def thumbnail(image: ByteImage, long_side: int = _THUMBNAIL_PX) -> ByteImage:
-    """The image no larger than ``long_side`` pixels."""
-    scale = long_side / max(image.shape[:2])
-    if scale >= 1:
-        return image
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def shown_points(cloud: PointCloud, least_quantile: float, voxel: float, most: int = MOST_POINTS) -> PointCloud:
@@ -78,27 +70,15 @@ def scene_reach(scene: ViewedScene) -> float:
 
 
 def up_direction(scene: ViewedScene) -> FloatArray:
-    """Up (3,) in the world, as the cameras were held."""
-    up = -np.sum([k.camera_to_world[:3, 1] for k in scene.keyframes], axis=0) if scene.keyframes else np.zeros(3)
-    length = float(np.linalg.norm(up))
-    return up / length if length > 1e-6 else np.array([0.0, -1.0, 0.0])
+    """Up (3,) in the world."""
+    if not scene.keyframes:
+        return np.array([0.0, -1.0, 0.0])
+    return up_of(np.stack([k.camera_to_world for k in scene.keyframes]), scene.cloud.points)
 
 
 def quaternion_wxyz(rotation: FloatArray) -> FloatArray:
     """A rotation (3, 3) as w, x, y, z."""
     return np.roll(Rotation.from_matrix(rotation).as_quat(), 1)
-
-
-def depth_picture(depth: FloatArray) -> ByteImage:
-    """Depth (H, W) as colours, near is red; black where unknown. Its range is that of 95 % of the pixels."""
-    known = np.isfinite(depth) & (depth > 0)
-    return _coloured(np.where(known, 1 / np.where(known, depth, 1.0), 0.0), known, "turbo")
-
-
-def confidence_picture(confidence: FloatArray) -> ByteImage:
-    """Confidence (H, W) as colours, sure is bright; black where there is none."""
-    known = np.isfinite(confidence) & (confidence > 0)
-    return _coloured(np.where(known, np.log(np.where(known, confidence, 1.0)), 0.0), known, "viridis")
 
 
 def graph_picture(keyframes: int, edges: Mapping[tuple[int, int], float]) -> ByteImage:
@@ -111,17 +91,8 @@ def graph_picture(keyframes: int, edges: Mapping[tuple[int, int], float]) -> Byt
         if i < count and j < count:
             matrix[i, j] = residual
     known = np.isfinite(matrix)
-    picture = _coloured(np.where(known, matrix, 0.0), known, "RdYlGn_r")
-    picture[~known] = 40
+    level = shares(np.where(known, matrix, 0.0), known)
+    picture = np.stack([np.interp(level, (0, 0.5, 1), channel) for channel in _GREEN_YELLOW_RED], axis=-1)
+    picture = np.where(known[..., None], picture, 40).astype(np.uint8)
     cell = max(1, min(_CELL_PX, 1200 // count))
     return np.kron(picture, np.ones((cell, cell, 1), np.uint8)).astype(np.uint8)
-
-
-def _coloured(values: FloatArray, known: BoolArray, name: str) -> ByteImage:
-    if not known.any():
-        return np.zeros((*values.shape, 3), np.uint8)
-    low, high = np.percentile(values[known], (2.5, 97.5))
-    level = np.clip((values - low) / max(float(high - low), 1e-12), 0, 1)
-    colours = (255 * colormaps[name](level)[..., :3]).astype(np.uint8)
-    colours[~known] = 0
-    return np.asarray(colours, dtype=np.uint8)

@@ -16,9 +16,11 @@ from test_evaluate import write_oracle_pack
 
 from dust3r_ros.cli import main
 from dust3r_ros.cli.options import parse_value
+from dust3r_ros.cli.progress import progress_bars
 from dust3r_ros.cli.ros_commands import _node_arguments, ros_parameters
 from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.errors import ConfigError, RosError
+from dust3r_ros.evaluation.report import focal_text
 from dust3r_ros.options import make_config
 
 VIEWS = 5
@@ -71,7 +73,9 @@ def trajectory(folder: Path) -> np.ndarray:
 def test_reconstruct_writes_the_scene_in_natural_order(images, tmp_path, capsys, mode):
     out = tmp_path / "deep" / "out"
     assert main(["reconstruct", str(images), "--out", str(out), "--mode", mode, *EVERY]) == 0
-    assert {file.name for file in out.iterdir()} == {"trajectory.tum", "cloud.ply", "cameras.json", "report.html"}
+    assert {file.name for file in out.iterdir()} == {
+        "trajectory.tum", "cloud.ply", "cameras.json", "report.html", "summary.json"
+    }  # fmt: skip
     found = trajectory(out)
     np.testing.assert_array_equal(found[:, 0], np.arange(VIEWS))
     true = path(VIEWS)[:, :3, 3] - path(VIEWS)[0, :3, 3]
@@ -95,13 +99,17 @@ def test_reconstruct_takes_a_given_camera_and_draws(images, tmp_path, predictor)
     np.testing.assert_allclose(k, [[FOCAL_PX, 0, WIDTH / 2 - 0.5], [0, FOCAL_PX, HEIGHT / 2 - 0.5], [0, 0, 1]])
 
 
-EXPORTED = ("scene.glb", "cloud.pcd", "trajectory.kitti", "sparse/0/points3D.bin", "transforms.json", "mesh.ply")
+EXPORTED = (
+    "scene.glb", "cloud.pcd", "trajectory.kitti", "sparse/0/points3D.bin", "transforms.json", "mesh.ply",
+    "exr/view8.exr", "bag/metadata.yaml",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", ["batch", "incremental"])
 def test_reconstruct_exports_what_is_asked_for(images, tmp_path, mode, capsys):
     pytest.importorskip("pycolmap")
     pytest.importorskip("trimesh")
+    pytest.importorskip("OpenEXR")
     try:
         import open3d  # noqa: F401
     except ImportError as error:
@@ -135,6 +143,15 @@ def test_an_image_that_cannot_be_read_is_left_out_and_named(images, tmp_path, ca
     assert "view10.png: not an image in a known format" in said
     names = [Path(frame["file"]).name for frame in json.loads((out / "cameras.json").read_text())["frames"]]
     assert names == ["view8.png", "view9.png", "view11.png", "view12.png"]
+
+
+def test_what_is_left_when_most_cannot_be_read_is_said_with_them(images, tmp_path, capsys, monkeypatch):
+    (images / "view10.png").write_text("a text file")
+    lost = OraclePredictor(path(VIEWS), lost=frozenset(range(VIEWS)))
+    monkeypatch.setattr("dust3r_ros.pipeline.load_predictor", lambda config: lost)
+    line = refused(capsys, "reconstruct", str(images), "--out", str(tmp_path / "out"))
+    assert "can be placed; 1 could not be read: " in line
+    assert "view10.png: not an image in a known format" in line
 
 
 def test_images_of_different_sizes_have_focals_of_their_own(images, tmp_path):
@@ -293,6 +310,11 @@ MISTAKES = {
     "results are there": (
         ["reconstruct", "{tmp}/images", "--out", "{tmp}/done"], "done holds results already: choose another folder"
     ),
+    "misspelt option": (
+        ["depth", "x", "--out", "y", "--chekpoint=tiny"], "unknown option --chekpoint, did you mean --checkpoint?"
+    ),
+    "nothing like it": (["info", "--zzz"], "dust3r-ros info: unknown option --zzz; see dust3r-ros info --help"),
+    "too much": (["replay", "a", "b", "--out", "y"], "unknown argument b"),
     "no such reference": (
         ["reconstruct", "{tmp}/images", "--out", "{tmp}/o", "--reference", "5"], "number from 0 to 4, got 5"
     ),
@@ -337,6 +359,7 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(images, tmp_path, capsys, a
     line = refused(capsys, *(argument.format(tmp=tmp_path) for argument in arguments))
     assert said in line
     assert line.startswith("dust3r-ros")
+    assert not (tmp_path / "o").exists()  # what is refused leaves nothing behind
 
 
 def test_an_interrupt_ends_cleanly(images, tmp_path, capsys, monkeypatch):
@@ -346,6 +369,31 @@ def test_an_interrupt_ends_cleanly(images, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("dust3r_ros.pipeline.load_predictor", interrupt)
     assert main(["reconstruct", str(images), "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err == "dust3r-ros: interrupted\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pack_is_not_overwritten_by_its_own_evaluation(tmp_path, capsys):
+    pack = write_oracle_pack(tmp_path / "ball")
+    before = (pack / "cameras.json").read_bytes()
+    assert "holds results already" in refused(capsys, "evaluate", str(pack), "--out", str(pack))
+    assert (pack / "cameras.json").read_bytes() == before
+
+
+def test_long_work_without_a_terminal_says_a_line_a_minute(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("dust3r_ros.cli.progress.time.monotonic", lambda: now[0])
+    with progress_bars() as bars:
+        for done in range(0, 200, 10):
+            now[0] += 10
+            bars("decode", done, 200 if done < 100 else 0)
+    assert capsys.readouterr().err == "decode: 50 of 200\ndecode: 110\ndecode: 170\n"
+
+
+def test_a_focal_that_no_lens_has_is_doubted():
+    assert focal_text(500.0, 640) == "500.0 px"
+    assert focal_text(20.0, 640) == "20.0 px, not plausible: a field of view of 173 degrees"
+    assert focal_text(9000.0, 640) == "9000.0 px, not plausible: a field of view of 4 degrees"
+    assert focal_text(9000.0, 0) == "9000.0 px"
 
 
 def test_options_come_from_the_file_then_the_line_then_set(images, tmp_path, predictor):

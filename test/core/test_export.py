@@ -1,18 +1,19 @@
 """Files that are written are read back."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dust3r_ros.data import Intrinsics
 from dust3r_ros.errors import ExportError
+from dust3r_ros.files import replacing
 from dust3r_ros.geometry import make_pose, rotation_from_quaternion
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.export import (
     CameraRecord,
     read_cloud,
-    replacing,
     stamp_text,
     write_cameras_json,
     write_cloud,
@@ -59,6 +60,26 @@ def test_a_ply_of_another_program_is_read(tmp_path):
     cloud = read_cloud(tmp_path / "bare.ply")
     np.testing.assert_array_equal(cloud.points, [[0, 1, 2], [3, 4, 5]])
     assert (cloud.confidence == 1).all()
+
+
+def test_a_cloud_that_open3d_did_not_write_whole_is_an_error(tmp_path, monkeypatch):
+    """As on a full disk: Open3D says that all is well."""
+    try:
+        import open3d
+    except ImportError as error:
+        pytest.skip(f"Open3D cannot be loaded: {error}")
+    write = open3d.io.write_point_cloud
+
+    def broken(name: str, cloud: object) -> bool:
+        write(name, cloud)
+        data = Path(name).read_bytes()
+        Path(name).write_bytes(data[: len(data) // 2])
+        return True
+
+    monkeypatch.setattr(open3d.io, "write_point_cloud", broken)
+    with pytest.raises(ExportError, match=r"cloud\.pcd: only 0 of 100 were written"):
+        write_cloud(some_cloud(), tmp_path / "cloud.pcd")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("kind", "values"), [("int", "255 128 0"), ("ushort", "255 128 0"), ("float", "1 0.5 0")])

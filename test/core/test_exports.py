@@ -2,6 +2,7 @@
 
 import json
 import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from oracle import FOCAL_PX, HEIGHT, RADIUS, WIDTH, OraclePredictor, depth_of, image_of, path
 from PIL import Image
+from rosbags.highlevel import AnyReader
 from scipy.spatial.transform import Rotation
 
 from dust3r_ros.config import CleanConfig, MapConfig, ReconstructorConfig
@@ -18,6 +20,7 @@ from dust3r_ros.evaluation.exports import EXPORTS, Cleaned, clean, image_stems, 
 from dust3r_ros.evaluation.metrics import align_centres
 from dust3r_ros.evaluation.packs import load_pack
 from dust3r_ros.evaluation.results import run_batch, write_results
+from dust3r_ros.mapping.folders import write_exr
 from dust3r_ros.mapping.tracks import find_tracks
 from dust3r_ros.options import make_config
 from dust3r_ros.pipeline import SourceImage
@@ -206,6 +209,114 @@ def test_the_mesh_lies_on_the_ball(cleaned, tmp_path):
     assert np.quantile(on_the_ball(cleaned, mesh.vertices), 0.99) < 0.03
 
 
+def test_the_bag_is_what_the_node_would_have_published(cleaned, tmp_path):
+    for _ in range(2):  # a second one takes the first one's place
+        folder = written(cleaned, tmp_path, "bag") / "bag"
+    got: dict[str, list] = {}
+    with AnyReader([folder]) as reader:
+        qos = {c.topic: c.ext.offered_qos_profiles[0].durability.name for c in reader.connections}
+        for connection, log_ns, raw in reader.messages():
+            message = reader.deserialize(raw, connection.msgtype)
+            got.setdefault(connection.topic, []).append((log_ns, message))
+    views = cleaned.result.views
+    stamps = [view.stamp_ns for view in views]
+    names = {"pose", "camera_info", "image/compressed", "depth", "points"}
+    assert set(got) == {"/tf", "/dust3r/path", "/dust3r/map"} | {f"/dust3r/{name}" for name in names}
+    assert {topic for topic, kind in qos.items() if kind == "TRANSIENT_LOCAL"} == {
+        "/dust3r/path", "/dust3r/map", "/dust3r/camera_info"
+    }  # fmt: skip
+    for name in names:
+        assert [log_ns for log_ns, _ in got[f"/dust3r/{name}"]] == stamps
+        headers = [message.header.stamp for _, message in got[f"/dust3r/{name}"]]
+        assert [h.sec * 10**9 + h.nanosec for h in headers] == stamps
+    for view, (_, tf), (_, posed) in zip(views, got["/tf"], got["/dust3r/pose"]):
+        edge = tf.transforms[0]
+        assert (edge.header.frame_id, edge.child_frame_id) == ("map", "camera_optical")
+        for shift, turn in (
+            (edge.transform.translation, edge.transform.rotation), (posed.pose.position, posed.pose.orientation)
+        ):  # fmt: skip
+            np.testing.assert_allclose([shift.x, shift.y, shift.z], view.camera_to_world[:3, 3], atol=1e-12)
+            rotation = Rotation.from_quat([turn.x, turn.y, turn.z, turn.w]).as_matrix()
+            np.testing.assert_allclose(rotation, view.camera_to_world[:3, :3], atol=1e-6)
+    info = got["/dust3r/camera_info"][0][1]
+    assert (info.width, info.height) == (2 * WIDTH, 2 * HEIGHT)
+    assert info.k[0] == pytest.approx(2 * FOCAL_PX, rel=0.01)
+    assert info.k[2] == pytest.approx(WIDTH - 0.5)
+    depth = got["/dust3r/depth"][1][1]
+    values = depth.data.view("<f4").reshape(depth.height, depth.width)
+    known = np.isfinite(values)
+    np.testing.assert_array_equal(known, cleaned.masks[1])
+    np.testing.assert_array_equal(values[known], views[1].estimate.depth[known])
+    whole = got["/dust3r/map"][0][1]
+    assert whole.width == len(cleaned.result.cloud)
+    for _, message in (*got["/dust3r/points"], *got["/dust3r/map"]):
+        assert [(f.name, f.offset, f.datatype) for f in message.fields][3:] == [("rgb", 12, 7), ("confidence", 16, 7)]
+        columns = message.data.view("<f4").reshape(-1, 5)
+        assert np.quantile(on_the_ball(cleaned, columns[:, :3].astype(float)), 0.99) < 0.02
+    colours = whole.data.reshape(-1, 20)[:, [14, 13, 12]]
+    np.testing.assert_array_equal(colours, cleaned.result.cloud.colours)
+    assert len(got["/dust3r/path"][0][1].poses) == VIEWS
+    picture = cv2.imdecode(got["/dust3r/image/compressed"][0][1].data, cv2.IMREAD_COLOR)[..., ::-1]
+    assert np.abs(picture.astype(int) - views[0].image.pixels).mean() < 8
+
+
+def read_exr(data: bytes) -> tuple[dict[str, bytes], np.ndarray]:
+    """Attributes and the one float channel of a scan line file with ZIP compression, by OpenEXR's file layout."""
+    assert data[:4] == b"\x76\x2f\x31\x01"
+    attributes, at = {}, 8
+
+    def text() -> str:
+        nonlocal at
+        end = data.index(b"\0", at)
+        found, at = data[at:end].decode(), end + 1
+        return found
+
+    while name := text():
+        text()  # the attribute's type
+        (size,) = struct.unpack_from("<i", data, at)
+        attributes[name] = data[at + 4 : at + 4 + size]
+        at += 4 + size
+    assert attributes["compression"] == b"\x03"  # ZIP: blocks of 16 lines
+    x0, y0, x1, y1 = struct.unpack("<4i", attributes["dataWindow"])
+    rows = []
+    for offset in struct.unpack_from(f"<{-(-(y1 - y0 + 1) // 16)}Q", data, at):
+        _, size = struct.unpack_from("<ii", data, offset)
+        packed = data[offset + 8 : offset + 8 + size]
+        lines = min(16, y1 - y0 + 1 - len(rows))
+        plain = packed
+        if size < lines * (x1 - x0 + 1) * 4:  # else it was not worth it
+            coded = np.frombuffer(zlib.decompress(packed), np.uint8).astype(np.int64)
+            coded[1:] -= 128
+            halves = np.cumsum(coded).astype(np.uint8)
+            merged = np.empty_like(halves)
+            merged[::2], merged[1::2] = halves[: (len(halves) + 1) // 2], halves[(len(halves) + 1) // 2 :]
+            plain = merged.tobytes()
+        rows.extend(np.frombuffer(plain, "<f4").reshape(lines, -1))
+    return attributes, np.array(rows)
+
+
+def test_exr_holds_the_depth_as_its_z(cleaned, tmp_path):
+    pytest.importorskip("OpenEXR")
+    folder = written(cleaned, tmp_path, "exr") / "exr"
+    assert sorted(file.name for file in folder.iterdir()) == [f"view_{k}.exr" for k in range(VIEWS)]
+    attributes, depth = read_exr((folder / "view_2.exr").read_bytes())
+    assert attributes["channels"].split(b"\0")[0] == b"Z"
+    np.testing.assert_array_equal(depth, cleaned.result.views[2].estimate.depth * cleaned.masks[2])
+    assert (depth > 0).sum() > 1000
+
+
+def test_exr_on_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
+    openexr = pytest.importorskip("OpenEXR")
+
+    def full(self, name: str) -> None:
+        raise RuntimeError("Failed to write pixel data. No space left on device.")
+
+    monkeypatch.setattr(openexr.File, "write", full)
+    with pytest.raises(ExportError, match=r"cannot write .*a\.exr: Failed to write .* No space left on device"):
+        write_exr(np.ones((4, 5), np.float32), tmp_path / "a.exr")
+    assert not any(tmp_path.iterdir())
+
+
 def test_one_export_that_fails_does_not_stop_the_others(cleaned, tmp_path):
     (tmp_path / "scene.glb").mkdir()
     refused = write_exports(cleaned, ["glb", "kitti"], tmp_path, [], lambda *call: None)
@@ -222,7 +333,7 @@ def test_nothing_to_export_is_said(cleaned, tmp_path):
         find_tracks(none.result.views, none.masks)
 
 
-@pytest.mark.parametrize(("module", "name"), [("trimesh", "glb"), ("pycolmap", "colmap")])
+@pytest.mark.parametrize(("module", "name"), [("trimesh", "glb"), ("pycolmap", "colmap"), ("OpenEXR", "exr")])
 def test_a_missing_library_is_named(cleaned, tmp_path, monkeypatch, module, name):
     monkeypatch.setitem(__import__("sys").modules, module, None)
     refused = write_exports(cleaned, [name], tmp_path, sources(), lambda *call: None)

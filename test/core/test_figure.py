@@ -64,7 +64,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tilt_deg", [0.0, -25.0, 40.0])
 def test_up_is_found_for_cameras_that_look_up_or_down(tilt_deg: float) -> None:
-    axes = upright_axes(poses(tilt_deg))
+    axes = upright_axes(poses(tilt_deg), cloud().points)
     np.testing.assert_allclose(axes @ axes.T, np.eye(3), atol=1e-12)
     assert np.linalg.det(axes) == pytest.approx(1)
     np.testing.assert_allclose(axes, [[1, 0, 0], [0, 0, 1], [0, -1, 0]], atol=0.03)

@@ -142,6 +142,48 @@ def test_shrinking_keeps_the_voxels_seen_most_and_the_newest_of_the_rest():
     np.testing.assert_array_equal(np.sort(grid.cloud().points[:, 0]), [0.5, 1.5, 2.5, 3.5])
 
 
+def test_a_cloud_taken_between_changes_is_the_one_taken_at_the_end():
+    """Only voxels that changed since the last cloud are computed: nothing may be forgotten, however they changed."""
+
+    def change(read: bool) -> list[PointCloud]:
+        grid = VoxelGrid(0.1)
+        clouds = []
+        turned = Similarity(1.1, np.eye(3), np.array([0.3, 0.0, 0.0]))
+        kept = [grid.add(random_cloud(700, seed=k, spread=0.5 + 0.3 * k)) for k in range(3)]
+        steps = [
+            lambda: grid.subtract(kept[0]),
+            lambda: kept.append(grid.add(random_cloud(3000, seed=7, spread=4.0))),  # the arrays grow
+            lambda: kept.append(grid.move(kept[1], turned)),
+            lambda: [renumbered(c, grid.shrink(1500)) for c in kept[2:3]],
+            lambda: grid.add(random_cloud(50, seed=8)),
+        ]
+        for step in steps:
+            if read:
+                grid.cloud()
+            step()
+            clouds.append(grid.cloud() if read else PointCloud.empty())
+        clouds.append(grid.cloud())
+        return clouds
+
+    read, unread = change(read=True), change(read=False)
+    for name in ("points", "colours", "confidence"):
+        np.testing.assert_array_equal(getattr(read[-1], name), getattr(unread[-1], name))
+    counts = [len(cloud) for cloud in read]
+    assert counts[1] > counts[0] > 0
+    assert counts[3] == 1500
+    assert counts[4] == counts[5] > 1400
+
+
+def test_a_cloud_is_the_readers_own():
+    grid = VoxelGrid(0.1)
+    grid.add(random_cloud(100))
+    first = grid.cloud()
+    before = first.points.copy()
+    grid.add(random_cloud(100, seed=1))
+    assert len(grid.cloud()) > len(first)
+    np.testing.assert_array_equal(first.points, before)
+
+
 def test_points_of_a_view_are_its_depth_in_the_world():
     rng = np.random.default_rng(0)
     pose = make_pose(np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]]), np.array([1.0, 2, 3]))

@@ -38,6 +38,16 @@ def test_every_option_has_a_line_in_the_table():
         assert f"| `{option.name}` | {option.type.__name__} | " in table
 
 
-@pytest.mark.parametrize("name", ["robot.yaml", "drone.yaml", "car.yaml", "bag.yaml", "cpu.yaml"])
+USES = ("robot", "drone", "car", "bag", "cpu", "cpu_network", "gpu_laptop", "gpu_datacenter", "orin")
+
+
+@pytest.mark.parametrize("name", [f"{use}.yaml" for use in USES])
 def test_each_parameter_file_is_valid_and_changes_something(name):
     assert make_config(NodeConfig, parameters(name)) != NodeConfig()
+
+
+def test_every_parameter_file_is_tested_and_named_in_the_docs():
+    files = {path.stem for path in (ROOT / "config").glob("*.yaml")}
+    assert files == {*USES, "default"}
+    text = (ROOT / "docs" / "interface.md").read_text("utf-8")
+    assert all(f"`{use}.yaml`" in text for use in USES)

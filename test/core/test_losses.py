@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 
-from dust3r_ros.training.losses import completion_loss, matching_loss, normalisation_scale, pointmap_loss
+from dust3r_ros.training.losses import completion_loss, matching_loss, motion_loss, normalisation_scale, pointmap_loss
+
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-def pair(seed: int, size: tuple[int, int] = (4, 5)) -> tuple[torch.Tensor, torch.Tensor]:
+def pair(seed: int, size: tuple[int, int] = (4, 5)) -> Pair:
     generator = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(2, 3, *size, generator=generator) for _ in range(2))
 
@@ -86,3 +88,37 @@ def test_matching_prefers_the_true_token():
     assert right.item() == pytest.approx(math.log1p(3 * math.exp(-1 / 0.07)), abs=1e-6)
     assert wrong.item() > 10
     assert matching_loss(descriptors, descriptors, torch.full((1, 4), -1)).item() == 0.0
+
+
+def both_ways(relief: float = 0.0, off: float = 0.0) -> tuple[Pair, Pair, torch.Tensor]:
+    """Prediction, truth and poses of a pair in both orders: a wall whose columns are too near and too far in turns by
+    the share ``relief``, and a second camera that moved too far by the share ``off``.
+    """
+    pose = torch.eye(4).repeat(2, 1, 1)
+    pose[:, 0, 3] = torch.tensor([1.0, -1.0])
+    own = torch.zeros(2, 3, 4, 6)
+    own[:, 2] = 2.0
+    wrong = own * (1 + relief * torch.tensor([1.0, -1.0] * 3))
+    shift = pose[:, :3, 3, None, None]
+    return (wrong, wrong + (1 + off) * shift), (own, own + shift), pose
+
+
+def test_motion_loss_sees_the_motion_and_not_the_depth():
+    everything = (torch.ones(2, 4, 6, dtype=torch.bool),) * 2
+    predicted, target, pose = both_ways()
+    assert motion_loss(predicted, target, everything, pose).item() == pytest.approx(0.0, abs=1e-6)
+    bent, _, _ = both_ways(relief=0.1)
+    error = pointmap_loss(bent, (torch.ones(2, 4, 6),) * 2, target, everything).regression.item()
+    assert motion_loss(bent, target, everything, pose).item() < 0.02 * error
+    moved, _, _ = both_ways(off=1e-3)
+    scale = normalisation_scale(*target, *everything)[0].item()
+    assert motion_loss(moved, target, everything, pose).item() == pytest.approx(1e-3 / scale, rel=0.15)
+
+
+def test_motion_loss_leaves_the_own_points_alone():
+    predicted, target, pose = both_ways(off=0.1)
+    points = tuple(p.clone().requires_grad_() for p in predicted)
+    valid = (torch.zeros(2, 4, 6, dtype=torch.bool), torch.ones(2, 4, 6, dtype=torch.bool))
+    motion_loss(points, target, valid, pose).backward()
+    assert points[0].grad.abs().max() == 0
+    assert points[1].grad.abs().min(dim=0).values[0].max() > 0

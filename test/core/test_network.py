@@ -7,7 +7,7 @@ import pytest
 import torch
 from network_golden import CONFIGS, MINI, golden_image, golden_model, golden_state, meta_model
 
-from dust3r_ros.network import Dust3rNetwork, NetworkConfig, count_parameters
+from dust3r_ros.network import Dust3rNetwork, NetworkConfig, count_parameters, for_inference
 from dust3r_ros.network.heads import confidence_from, points_from
 from dust3r_ros.network.rope import RotationCache, make_rotation, rotate
 
@@ -61,13 +61,15 @@ def check_half_precision(model: Dust3rNetwork, file: Path) -> None:
     """bfloat16 and float16 against golden outputs; leaves the model's weights rounded."""
     reference = np.load(file)
     model.set_dtype(torch.float16)
-    assert max(errors(model, file).values()) < 1e-2  # 3.3e-3 and 6.3e-3 on two processors
+    for network in (model, for_inference(model)):
+        assert max(errors(network, file).values()) < 1e-2  # 3.3e-3 and 6.3e-3 on two processors
     model.set_dtype(torch.bfloat16)
-    outputs = run(model, file)
-    before, before_reference = logarithmic(outputs), logarithmic(reference)
-    assert max(relative_error(before[name], before_reference[name]) for name in before) < 2e-2
-    if model.config.head == "linear":
-        assert max(relative_error(outputs[name], reference[name]) for name in outputs) < 2e-2
+    for network in (model, for_inference(model)):
+        outputs = run(network, file)
+        before, before_reference = logarithmic(outputs), logarithmic(reference)
+        assert max(relative_error(before[name], before_reference[name]) for name in before) < 2e-2
+        if model.config.head == "linear":
+            assert max(relative_error(outputs[name], reference[name]) for name in outputs) < 2e-2
 
 
 @pytest.mark.parametrize("size", ["48x64", "64x48"])
@@ -75,14 +77,16 @@ def check_half_precision(model: Dust3rNetwork, file: Path) -> None:
 def test_small_models_give_the_golden_outputs(shared, name, size):
     file = shared / "golden" / f"{name}_{size}.npz"
     model = golden_model(CONFIGS[name])
-    assert max(errors(model, file).values()) < 2e-5
+    for network in (model, for_inference(model)):
+        assert max(errors(network, file).values()) < 2e-5
     check_half_precision(model, file)
 
 
 def test_vit_large_models_give_the_golden_outputs(shared):
     dpt = golden_model(CONFIGS["vitl_512_dpt"])
     file = shared / "golden" / "vitl_512_dpt_64x96.npz"
-    assert max(errors(dpt, file).values()) < 2e-5
+    for network in (dpt, for_inference(dpt)):
+        assert max(errors(network, file).values()) < 2e-5
 
     linear = meta_model(CONFIGS["vitl_linear"])  # same names but for the heads, so the same golden weights
     body = {n: v for n, v in dpt.state_dict().items() if not n.startswith("downstream_head")}

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # What a module is called by pip and by rosdep, or the package that brings it; "" where rosdep has no name.
 DECLARED_AS = {
+    "OpenEXR": ("openexr", ""),
     "PIL": ("pillow", "python3-pil"),
     "cv2": ("opencv-python-headless", "python3-opencv"),
     "httpx": ("huggingface-hub", "python3-huggingface-hub-pip"),
@@ -52,9 +53,11 @@ def pyproject_dependencies() -> list[Requirement]:
 
 
 def _of_extras(project: dict[str, Any]) -> list[str]:
-    """What the package can use beyond its dependencies; the extra for developers is of no concern here."""
+    """What the package can use beyond its dependencies, but for developers' tools and Ray, which is large and only for
+    those who have a cluster: ``make install`` leaves it out.
+    """
     extras = project["optional-dependencies"]
-    return [line for name, lines in extras.items() if name != "dev" for line in lines]
+    return [line for name, lines in extras.items() if name not in ("dev", "fleet") for line in lines]
 
 
 def pins(name: str) -> list[Requirement]:

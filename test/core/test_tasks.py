@@ -143,6 +143,24 @@ def test_two_images_are_put_in_relation(oracle):
     assert (len(lost.matches), lost.pnp, lost.procrustes) == (0, None, None)
 
 
+def test_two_images_of_one_view_tell_no_pose_and_no_focal():
+    rng = np.random.default_rng(0)
+    image = cv2.GaussianBlur(rng.integers(0, 255, (240, 320, 3)).astype(np.uint8), (0, 0), 2)
+    image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX)
+    noisy_again = np.clip(image + rng.normal(8, 3, image.shape), 0, 255).astype(np.uint8)
+    for other in (image, noisy_again):
+        found = relate(image, other, GeometricPredictor())
+        assert found.still
+        assert (found.focals_px, found.procrustes) == (None, None)
+        np.testing.assert_array_equal(found.pnp.camera_to_world, np.eye(4))
+        np.testing.assert_array_equal(found.matches.pixels_i, found.matches.pixels_j)
+        values = json.loads(json.dumps(found.to_json()))
+        assert values["one_view"] is True
+        assert "focals_px" not in values
+    shifted = np.roll(image, 3, axis=1)
+    assert not relate(image, shifted, GeometricPredictor()).still
+
+
 def test_a_single_image_has_depth_normals_and_a_focal(oracle):
     pose = path(VIEWS)[2]
     found = look(image_of(2, pose), oracle)
@@ -263,7 +281,12 @@ def test_the_commands_write_what_they_say(commands, map_folder, capsys):
     assert drawn.shape == (HEIGHT, 2 * WIDTH, 3)
     plain = np.hstack([image_of(k, path(VIEWS)[k])[..., ::-1] for k in (0, 1)])
     assert (np.abs(drawn.astype(int) - plain).max(axis=2) > 60).mean() > 0.3  # many lines, not one
+    assert main(["match", str(commands / "view0.png"), str(commands / "view1.png"), "--out", str(out)]) == 2
+    assert "holds results already" in capsys.readouterr().err
     assert main(["depth", str(commands / "view0.png"), "--out", str(out)]) == 0
+    assert main(["depth", str(commands / "view0.png"), "--out", str(out)]) == 2
+    assert "holds results already" in capsys.readouterr().err
+    assert main(["depth", str(commands / "view1.png"), "--out", str(out), "--overwrite"]) == 0
     assert np.load(out / "normals.npy").shape == (HEIGHT, WIDTH, 3)
     assert json.loads((out / "camera.json").read_text())["K"][0][0] == pytest.approx(FOCAL_PX, rel=1e-3)
     images = [str(commands / f"view{k}.png") for k in (1, 2)]
@@ -275,15 +298,26 @@ def test_the_commands_write_what_they_say(commands, map_folder, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_identical_images_are_said_to_be(commands, capsys):
+    image = str(commands / "view0.png")
+    assert main(["match", image, image, "--out", str(commands / "same")]) == 0
+    assert "both images are of one view" in capsys.readouterr().out
+    assert json.loads((commands / "same" / "pose.json").read_text())["one_view"] is True
+
+
 def test_images_that_share_nothing_are_said(commands, oracle, map_folder, capsys):
     oracle.lost = frozenset({3})
     assert main(["match", str(commands / "view0.png"), str(commands / "view3.png"), "--out", str(commands / "o")]) == 2
     assert "share nothing" in capsys.readouterr().err
+    assert not (commands / "o").exists()
     images = [str(commands / f"view{k}.png") for k in (3, 1)]
     assert main(["localise", *images, "--map", str(map_folder)]) == 0  # one of two could be placed
     assert "got 0" in capsys.readouterr().out
     assert main(["localise", images[0], "--map", str(map_folder)]) == 2
     assert "none of the 1 images could be placed" in capsys.readouterr().err
+    (commands / "text.jpg").write_text("no image")
+    assert main(["localise", str(commands / "text.jpg"), images[1], "--map", str(map_folder)]) == 0
+    assert "text.jpg: not an image in a known format" in capsys.readouterr().out
 
 
 def test_real_images_by_classical_geometry(shared):

@@ -1,6 +1,7 @@
 """The measured errors, on networks that know the answer, or a wrong one."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,9 +48,10 @@ def test_the_truth_has_no_error_at_any_scale():
 
 
 def test_a_known_rotation_of_the_second_view_is_measured():
-    turn = torch.from_numpy(Rotation.from_euler("y", 5, degrees=True).as_matrix()).float()
-    # Each direction's second view is turned about the first camera: only the rotation and the place are wrong.
-    found = assess(Knowing(PAIRS, lambda i, j: (i, j @ turn.T)), PAIRS)
+    turn = torch.eye(4)
+    turn[:3, :3] = torch.from_numpy(Rotation.from_euler("y", 5, degrees=True).as_matrix())
+    # The second camera is turned about the first: only the rotation and the place are wrong.
+    found = assess(Knowing(replace(PAIRS, second_to_first=turn @ PAIRS.second_to_first)), PAIRS)
     assert found.model.rotation_deg == pytest.approx(5, abs=0.1)
     assert found.model.absrel < 1e-3
 

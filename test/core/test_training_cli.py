@@ -1,6 +1,7 @@
 """``dust3r-ros train`` as a user runs it."""
 
 import logging
+import os
 
 import pytest
 from test_packs import write_pack
@@ -27,10 +28,25 @@ def test_a_run_says_what_it_did_and_where_the_model_is(tmp_path, capsys):
     assert main(["train", "--out", str(out), *QUICK, "--pairs", "24", "--assess-pairs", "0"]) == 0
     said = capsys.readouterr().out
     assert str(out / "model") in said
-    assert "near" in said
-    assert load_model(out / "model", device="cpu").config == MICRO
+    assert "middle" in said
+    assert load_model(out / "model", device="cpu", dtype="float32").config == MICRO
     assert main(["train", "--out", str(out), "--device", "cpu", "--workers", "0"]) == 0
-    assert "24" in capsys.readouterr().out
+    assert "24 of 24" in capsys.readouterr().out
+
+
+def test_a_run_that_is_not_finished_says_how_to_go_on_and_files_follow_the_umask(tmp_path, capsys):
+    out = tmp_path / "run"
+    before = os.umask(0o027)
+    try:
+        arguments = ["train", "--out", str(out), *QUICK, "--pairs", "100000", "--assess-pairs", "0"]
+        assert main([*arguments, "--minutes", "0.0001"]) == 0
+    finally:
+        os.umask(before)
+    said = capsys.readouterr().out
+    assert " of 100000" in said
+    assert "not finished  the same command goes on" in said
+    for name in ("state.safetensors", "model/model.safetensors", "model/config.json", "curves.png"):
+        assert (out / name).stat().st_mode & 0o777 == 0o640, name
 
 
 @pytest.mark.parametrize(
@@ -49,6 +65,7 @@ def test_a_mistake_is_one_line(tmp_path, capsys, given, said):
     except SystemExit as ended:
         code = ended.code
     assert code == 2
+    assert not any(tmp_path.iterdir())
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert said in line
 

@@ -53,7 +53,7 @@ def test_a_run_goes_through_its_stages_and_leaves_a_model_that_loads(tmp_path):
     assert [name for name, _, _ in stages][:1] == ["completion"]
     assert list(dict.fromkeys(name for name, _, _ in stages)) == ["completion", "near", "middle", "full"]
     assert stages[-1][1] >= stages[-1][2] == 160
-    model = load_model(tmp_path / CHECKPOINT, device="cpu")
+    model = load_model(tmp_path / CHECKPOINT, device="cpu", dtype="float32")
     assert model.config == MICRO
     assert (model.source.name, model.source.trained, model.source.licence) == ("tiny", True, "Apache-2.0")
     assert {f.name for f in tmp_path.iterdir()} == {STATE, CHECKPOINT, record.LOSSES, record.PICTURE}
@@ -120,8 +120,8 @@ def test_a_trained_network_goes_on_at_its_full_size(tmp_path):
     stages = []
     given = {**QUICK, "pairs": 32, "checkpoint": str(tmp_path / "one" / CHECKPOINT), "learning_rate": 1e-9}
     train(tmp_path / "two", given, source=WALLS, report=lambda stage, done, whole: stages.append(stage))
-    assert set(stages) == {"fine-tuning"}
-    one, two = (load_model(tmp_path / run / CHECKPOINT, device="cpu") for run in ("one", "two"))
+    assert set(stages) == {"full"}
+    one, two = (load_model(tmp_path / run / CHECKPOINT, device="cpu", dtype="float32") for run in ("one", "two"))
     for a, b in zip(one.parameters(), two.parameters()):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
 
@@ -156,10 +156,10 @@ def test_a_small_state_goes_on_from_the_averaged_weights(tmp_path):
     one.step(walls(2), Task.REGRESS, 1e-3, 0)
     for file in files:
         save_run(file, one, {}, Progress(pairs=2, steps=1), small=file.stem == "small")
-    assert files[1].stat().st_size < files[0].stat().st_size / 6
+    assert files[1].stat().st_size < files[0].stat().st_size / 5
     two = learner(seed=1)
     restore(two, read_run(files[1]))
-    assert two.optimiser_steps == 0
+    assert two.optimiser.steps == 0
     for name, value in two.model.state_dict().items():
         torch.testing.assert_close(value, one.average[name], atol=1e-3, rtol=1e-3)
         assert torch.equal(value, two.average[name])
@@ -186,7 +186,7 @@ def test_interruption_is_only_asked_of_the_main_thread(tmp_path):
 
 
 def loss_row(pairs: int) -> LossRow:
-    return LossRow(pairs, pairs // 4, pairs / 10, "near", 1e-3, 0.5, 0.25, 1.0, 0.1, 10.0)
+    return LossRow(pairs, pairs // 4, pairs / 10, "near", 1e-3, 0.5, 0.25, 1.0, 0.2, 0.1, 10.0)
 
 
 def test_rows_are_read_back_and_cut(tmp_path):

@@ -1,5 +1,7 @@
 """One step of training, on pairs whose answer is known."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -38,12 +40,14 @@ def test_the_correspondence_objective_teaches_the_cross_attention():
     assert sum(r.matching for r in found[-5:]) < 0.7 * sum(r.matching for r in found[:5])
 
 
-def test_without_its_weight_it_is_measured_and_not_learned():
-    one, two = learner(StepSettings(ramp_steps=1, matching=0.0)), learner(StepSettings(ramp_steps=1, matching=1.0))
+@pytest.mark.parametrize("name", ["matching", "motion"])
+def test_without_its_weight_it_is_measured_and_not_learned(name):
+    without = StepSettings(ramp_steps=1, matching=0.0, motion=0.0)
+    one, two = learner(without), learner(replace(without, **{name: 1.0}))
     batch = walls(2, move=(4.0 * 14 / 84, 0, 0))
     free, bound = one.step(batch, Task.REGRESS, 1e-3, 0), two.step(batch, Task.REGRESS, 1e-3, 0)
-    assert free.matching == pytest.approx(bound.matching)
-    assert bound.loss == pytest.approx(free.loss + free.matching, rel=1e-5)
+    assert getattr(free, name) == pytest.approx(getattr(bound, name))
+    assert bound.loss == pytest.approx(free.loss + getattr(free, name), rel=1e-5)
 
 
 def test_a_step_changes_weights_and_reports_its_times():
@@ -139,5 +143,5 @@ def test_the_rate_is_reached_step_by_step_after_the_optimiser_began():
         if number == 5:
             one.restart_optimiser()
         one.step(walls(2), Task.REGRESS, 1e-3, 2 * number)
-        rates.append(one.optimiser.param_groups[0]["lr"])
+        rates.append(one.optimiser.rate)
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 0.25e-3])

@@ -1,8 +1,8 @@
 """The page: what is made for it, and the page itself in a real browser."""
 
 import io
-import shutil
 import socket
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,23 +19,22 @@ from dust3r_ros.evaluation.results import run_batch, write_results
 from dust3r_ros.geometry import make_pose
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.export import read_cloud
+from dust3r_ros.pictures import confidence_picture, depth_picture, thumbnail
 from dust3r_ros.pipeline import SourceImage
 from dust3r_ros.viewer.scene import (
     ViewedKeyframe,
     ViewedScene,
-    confidence_picture,
-    depth_picture,
     graph_picture,
     quaternion_wxyz,
     scene_reach,
     shown_points,
-    thumbnail,
     up_direction,
 )
 
 viser = pytest.importorskip("viser", reason="needs viser")
 
-from dust3r_ros.viewer import RunPanel, RunSettings, Viewer  # noqa: E402
+from dust3r_ros.viewer import RunPanel, RunSettings, Upload, Viewer  # noqa: E402
+from dust3r_ros.viewer.run_panel import unpacked  # noqa: E402
 
 VIEWS = 4
 POSES = path(VIEWS)
@@ -134,19 +133,6 @@ def viewer() -> Iterator[Viewer]:
     made.close()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("needs Chromium")
-    flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-    with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=program, args=flags)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def open_page(browser: Any, viewer: Viewer) -> Iterator[Callable[..., Any]]:
     pages = []
@@ -222,12 +208,76 @@ def test_images_dropped_into_the_page_are_reconstructed(viewer, open_page):
     page.get_by_text("321 of 321 points").wait_for()
     assert asked == [RunSettings("automatic", 3)]
     page.get_by_role("tab", name="Run").click()
+    archive = {"name": "album.zip", "mimeType": "application/zip", "buffer": zipped(20)}
+    page.locator("input[type=file]").first.set_input_files(archive)
+    page.get_by_text("22 files in all").wait_for()
+    archive["buffer"] = b"no archive"
+    page.locator("input[type=file]").first.set_input_files(archive)
+    page.get_by_text("album.zip was not added").wait_for()
+    page.get_by_text("22 files in all").wait_for()
     page.locator("input[type=file]").first.set_input_files(
         {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no"}
     )
     page.get_by_text("notes.txt").first.wait_for()
     page.get_by_role("button", name="Reconstruct").click()
     page.get_by_text("notes.txt is not an image").wait_for()
+
+
+def zipped(count: int) -> bytes:
+    """A .zip of images as phones and desktops make them."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for k in reversed(range(count)):
+            archive.writestr(f"album/view{k}.JPG", b"%d" % k)
+        archive.writestr("__MACOSX/album/._view1.JPG", b"")
+        archive.writestr("album/notes.txt", b"")
+    return buffer.getvalue()
+
+
+def test_a_zip_gives_its_images_in_natural_order():
+    found = unpacked(Upload("Album.ZIP", zipped(11)))
+    assert [file.name for file in found] == [f"album/view{k}.JPG" for k in range(11)]
+    assert found[10].content == b"10"
+    photo = Upload("photo.png", b"anything")
+    assert unpacked(photo) == [photo]
+
+
+def test_a_zip_that_cannot_be_used_is_said(monkeypatch):
+    with pytest.raises(ImageError, match=r"this .zip cannot be read"):
+        unpacked(Upload("a.zip", b"not one"))
+    with pytest.raises(ImageError, match=r"this .zip cannot be read"):
+        unpacked(Upload("a.zip", zipped(3).replace(b"1", b"7")))
+    with pytest.raises(ImageError, match="no images are in this"):
+        unpacked(Upload("a.zip", zipped(0)))
+    monkeypatch.setattr("dust3r_ros.viewer.run_panel._MOST_UNPACKED", 2)
+    with pytest.raises(ImageError, match="more than"):
+        unpacked(Upload("a.zip", zipped(3)))
+
+
+def test_a_request_for_the_head_alone_is_no_traceback(viewer, caplog):
+    host, port = viewer.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as asking:
+        asking.sendall(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
+        while asking.recv(1000):  # until the server has closed it
+            pass
+    assert "handshake" not in caplog.text
+
+
+def test_a_long_recording_keeps_the_pixels_of_few_keyframes_and_a_small_picture_of_all(monkeypatch):
+    monkeypatch.setattr("dust3r_ros.cli.view.KEPT_VIEWS", 2)
+    monkeypatch.setattr("dust3r_ros.viewer.scene.FRUSTUM_PX", 16)
+
+    class Shown(list):
+        show = list.append
+
+    shown = Shown()
+    watch(shown, SOURCES, CONFIG, OraclePredictor(POSES), lambda *_: None)
+    last = shown[-1].keyframes
+    assert [keyframe.name for keyframe in last] == [source.name for source in SOURCES]
+    full = [keyframe for keyframe in last if keyframe.depth is not None]
+    assert 1 <= len(full) <= 2
+    assert {k.image.shape for k in last if k.depth is None} == {(12, 16, 3)}
+    assert len(shown) <= 2  # not after each keyframe
 
 
 def test_images_none_of_which_can_be_read_are_an_error(viewer):

@@ -74,14 +74,14 @@ def test_files_of_the_published_forms_give_the_golden_outputs(shared, tmp_path, 
     state = golden_state(config)
     golden = shared / "golden" / f"{name}_48x64.npz"
     file = write_pth(tmp_path / "published.pth", config, state)
-    model = load_model(file, device="cpu")
+    model = load_model(file, device="cpu", dtype="float32")
     assert not model.training
     assert model.source == ModelSource("published", True, "CC BY-NC-SA 4.0 (Naver; research, non-commercial use only)")
     assert relative_error_of_golden(model, golden) < 2e-5
     file.unlink()
 
     folder = write_hub(tmp_path / "hub", config, without_duplicates(state))
-    assert relative_error_of_golden(load_model(folder, device="cpu"), golden) < 2e-5
+    assert relative_error_of_golden(load_model(folder, device="cpu", dtype="float32"), golden) < 2e-5
 
 
 def without_duplicates(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -101,7 +101,7 @@ def test_of_two_names_either_will_do(tmp_path):
     for k, kept in enumerate((first, second, state)):
         folder = write_hub(tmp_path / str(k), dpt, kept)
         (folder / "config.json").write_text(keywords)
-        loaded.append(load_model(folder, device="cpu").state_dict())
+        loaded.append(load_model(folder, device="cpu", dtype="float32").state_dict())
     for name, value in loaded[0].items():
         assert torch.equal(value, loaded[1][name])
         assert torch.equal(value, loaded[2][name])
@@ -114,24 +114,24 @@ def test_of_two_names_either_will_do(tmp_path):
 def test_a_folder_or_its_file_may_be_named(tmp_path, state, pth):
     folder = write_hub(tmp_path / "named", SMALL, state)
     for path in (folder, str(folder), folder / "model.safetensors", pth, pth.parent):
-        model = load_model(path, device="cpu")
+        model = load_model(path, device="cpu", dtype="float32")
         assert model.config == config_from_constructor(constructor(SMALL))
         assert torch.equal(model.enc_norm.weight, state["enc_norm.weight"])
-    assert load_model(folder, device="cpu").source.name == "named"
+    assert load_model(folder, device="cpu", dtype="float32").source.name == "named"
 
 
 def test_own_weights_come_back_as_they_were(tmp_path):
     model = golden_model(MINI)
     source = ModelSource("mine", trained=True, licence="Apache-2.0")
     save_model(model, tmp_path / "out", source)
-    loaded = load_model(tmp_path / "out", device="cpu")
+    loaded = load_model(tmp_path / "out", device="cpu", dtype="float32")
     assert loaded.config == MINI
     assert loaded.source == source
     for name, value in model.state_dict().items():
         if not re.search(r"layer\d_rn", name):  # golden values differ between the two names
             assert torch.equal(value, loaded.state_dict()[name])
     save_model(loaded, tmp_path / "out", dtype="float16")
-    again = load_model(tmp_path / "out", device="cpu")
+    again = load_model(tmp_path / "out", device="cpu", dtype="float32")
     assert again.source == source
     assert torch.equal(again.decoder_embed.weight, loaded.decoder_embed.weight.half().float())
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
@@ -143,11 +143,11 @@ def test_half_precision_weights_are_saved_and_loaded(tmp_path):
     model = load_model(tmp_path, device="cpu", dtype="bfloat16")
     assert model.dtype == torch.bfloat16
     assert load_model(tmp_path, device="cpu", dtype="float16").dtype == torch.float16
-    assert load_model(tmp_path, device="cpu").dtype == torch.float32
+    assert load_model(tmp_path, device="cpu", dtype="float32").dtype == torch.float32
 
 
 def test_the_model_does_not_depend_on_its_file_once_loaded(pth, state):
-    model = load_model(pth, device="cpu")
+    model = load_model(pth, device="cpu", dtype="float32")
     pth.write_bytes(b"\0" * pth.stat().st_size)
     assert torch.equal(model.patch_embed.proj.weight, state["patch_embed.proj.weight"])
 
@@ -225,7 +225,7 @@ def test_a_changed_byte_is_refused_or_harmless(tmp_path_factory, place, value):
     content[int(place * len(content))] ^= value
     file.write_bytes(content)
     try:
-        model = load_model(file, device="cpu")
+        model = load_model(file, device="cpu", dtype="float32")
     except CheckpointError as error:
         assert str(file) in str(error)
     else:
@@ -376,8 +376,19 @@ def test_the_dtype_must_be_known(pth, tmp_path):
         save_model(golden_model(MINI), tmp_path / "out", dtype="auto")
 
 
+@pytest.mark.parametrize(("flags", "dtype"), [("fpu amx_bf16 amx_tile", "bfloat16"), ("fpu avx512_bf16", "float32")])
+def test_on_a_cpu_auto_is_bfloat16_only_where_there_are_matrix_units(tmp_path, monkeypatch, pth, flags, dtype):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n\n")
+    found = weights.has_matrix_units(cpuinfo)
+    assert found == (dtype == "bfloat16")
+    assert not weights.has_matrix_units(tmp_path / "absent")
+    monkeypatch.setattr(weights, "has_matrix_units", lambda: found)
+    assert load_model(pth, device="cpu").dtype == getattr(torch, dtype)
+
+
 def test_overflow_in_half_precision_is_noticed(pth):
-    model = load_model(pth, device="cpu")
+    model = load_model(pth, device="cpu", dtype="float32")
     assert weights.half_is_safe(model)
     with torch.no_grad():
         model.dec_blocks[0].mlp.fc2.weight.mul_(1e6)
@@ -388,8 +399,8 @@ def test_overflow_in_half_precision_is_noticed(pth):
 def test_the_published_licence_is_said_once(pth, caplog):
     weights._announce_licence.cache_clear()
     with caplog.at_level(logging.WARNING):
-        load_model(pth, device="cpu")
-        load_model(pth, device="cpu")
+        load_model(pth, device="cpu", dtype="float32")
+        load_model(pth, device="cpu", dtype="float32")
     assert [r.getMessage() for r in caplog.records if "licence" in r.getMessage()] == [
         "licence of the network's weights: CC BY-NC-SA 4.0 (Naver; research, non-commercial use only)"
     ]
@@ -428,7 +439,7 @@ def fill_cache(cache: Path, state: dict[str, torch.Tensor]) -> Path:
 @pytest.mark.parametrize("name", ["512_dpt", REPOSITORY])
 def test_a_cached_hub_model_needs_no_network(cache, state, name):
     fill_cache(cache, state)
-    model = load_model(name, device="cpu")
+    model = load_model(name, device="cpu", dtype="float32")
     assert model.source.name == REPOSITORY
     assert model.source.licence.startswith("CC BY-NC-SA 4.0")
     assert torch.equal(model.enc_norm.weight, state["enc_norm.weight"])

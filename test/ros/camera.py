@@ -37,7 +37,9 @@ def stamp_of(place: int) -> int:
 
 
 def raw(kind: str, rgb: np.ndarray) -> Image:
-    """An image of one encoding, or broken in one way."""
+    """An image of one encoding, or broken in one way; "snow" shows nothing of the scene."""
+    if kind == "snow":
+        return raw("rgb8", np.random.default_rng(0).integers(0, 255, rgb.shape, dtype=np.uint8))
     opaque = np.full((*rgb.shape[:2], 1), 255, np.uint8)
     grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
     pixels = {

@@ -24,8 +24,9 @@ from dust3r_ros.ros.recorder import Recorded, Recorder, spin_until
 
 PATIENCE_S = 120.0
 HERE = Path(__file__).parent
-SMALL = ("image_size:=256", "window:=1", "queue_size:=100", "image_history:=100", "keyframes.every_image:=true",
-         "map_period:=0.1", "image_reliability:=reliable")  # fmt: skip
+PATIENT = ("image_size:=256", "window:=1", "queue_size:=100", "image_history:=100", "map_period:=0.1",
+           "image_reliability:=reliable")  # fmt: skip
+SMALL = (*PATIENT, "keyframes.every_image:=true", "tracking.enabled:=false")  # each image once, as a keyframe
 NODE = "dust3r_ros.ros.node"
 _numbers = itertools.count()
 
@@ -39,6 +40,8 @@ class Rig:
     environment: dict[str, str]
     folder: Path
     namespace: str
+    module: str
+    command: list[str]
     diagnostics: dict[str, DiagnosticStatus] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)  # every warning and error of the diagnostics
 
@@ -85,7 +88,7 @@ class Rig:
 
     def settled(self) -> bool:
         """Whether the path and map are those of the newest keyframe."""
-        newest = max(self.recorded.poses, default=0)
+        newest = max(self.recorded.points, default=0)
         path = self.recorded.path
         return newest > 0 and self.recorded.cloud_stamp_ns == newest and bool(path) and path[-1][0] == newest
 
@@ -106,6 +109,10 @@ class Rig:
     def life_cycle(self) -> str:
         return str(self.call(GetState, "get_state", GetState.Request()).current_state.label)
 
+    def again(self) -> Rig:
+        """The same node, with the same folders, to be started anew; this one must have ended."""
+        return _made(self.environment, self.folder, self.namespace, self.module, self.command)
+
     def log(self) -> str:
         return self.node.log_file.read_text("utf-8", "replace")
 
@@ -117,14 +124,18 @@ def make_rig(environment: dict[str, str], folder: Path, *parameters: str, argume
              module: str = NODE, faults: str = "") -> Rig:  # fmt: skip
     """A rig whose node has these parameters and arguments; leave it by a with block over its node."""
     namespace = f"/rig{next(_numbers)}"
-    own_tf = ["--ros-args", "-r", f"/tf:={namespace}/tf", "-r", f"/tf_static:={namespace}/tf_static"]
     given = [word for parameter in (*parameters, f"map_folder:={folder}")
              for word in ("-p", parameter.replace("NAMESPACE", namespace))]  # fmt: skip
     path = os.pathsep.join([str(HERE), environment.get("PYTHONPATH", "")])
     own = {**environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DUST3R_TEST_FAULTS": faults}
-    node = Child(module, [*own_tf, "-r", f"__ns:={namespace}", *arguments, *given], folder / "node.log", own)
+    return _made(own, folder, namespace, module, ["-r", f"__ns:={namespace}", *arguments, *given])
+
+
+def _made(environment: dict[str, str], folder: Path, namespace: str, module: str, command: list[str]) -> Rig:
+    own_tf = ["--ros-args", "-r", f"/tf:={namespace}/tf", "-r", f"/tf_static:={namespace}/tf_static"]
+    node = Child(module, [*own_tf, *command], folder / "node.log", environment)
     recorder = Recorder(f"{namespace}/dust3r", cli_args=own_tf, use_global_arguments=False)
-    rig = Rig(node, recorder, own, folder, namespace)
+    rig = Rig(node, recorder, environment, folder, namespace, module, command)
     rig.listen()
     return rig
 

@@ -82,3 +82,14 @@ def test_an_uncalibrated_camera_has_no_lens():
 def test_what_is_not_known_is_refused_by_name(model, coefficients, said):
     with pytest.raises(RosError, match=said):
         lens_of(info(model, coefficients), rectified=False)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_pixels_are_straightened_to_where_the_undistorted_image_has_them(model):
+    lens = lens_of(info(model, MODELS[model]), rectified=False)
+    straight = np.array([[WIDTH / 2 + 0.5, HEIGHT / 2 + 0.5], [40.5, 30.5], [WIDTH - 30.5, HEIGHT - 50.5]])
+    u, v = (straight - 0.5).astype(int).T
+    raw = np.stack(cv2.convertMaps(*lens.maps, cv2.CV_32FC1), axis=-1)  # where each straight pixel was seen
+    assert np.abs(raw[v, u] + 0.5 - straight).max() > 1
+    np.testing.assert_allclose(lens.straighten(raw[v, u] + 0.5), straight, atol=0.1)
+    assert lens.straighten(np.zeros((0, 2))).shape == (0, 2)

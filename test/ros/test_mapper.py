@@ -62,7 +62,14 @@ class Session:
 
     def __init__(self, walk, mode: str, monkeypatch) -> None:
         config = make_config(
-            NodeConfig, {"tf_mode": mode, "keyframes.every_image": True, "map_period": 1e6, "loops.enabled": False}
+            NodeConfig,
+            {
+                "tf_mode": mode,
+                "keyframes.every_image": True,
+                "tracking.enabled": False,
+                "map_period": 1e6,
+                "loops.enabled": False,
+            },
         )
         predictor = TruePredictor(walk, image_size=ImageSize(112))
         monkeypatch.setattr(mapper_module, "Reconstructor", lambda config: Reconstructor(config, predictor))
@@ -76,7 +83,7 @@ class Session:
         self.frames = MapFrames(config, self.robot)
         self.outputs.begin(self.frames.map)
         self.statistics = Statistics()
-        self.mapper = Mapper(config, self.frames, self.outputs, self.statistics, lambda: None)
+        self.mapper = Mapper(config, self.frames, self.outputs, self.statistics, lambda: None, "/dust3r")
 
     def see(self, index: int) -> dict[str, list]:
         """Work on one frame and refresh, as the node does; what was published."""

@@ -85,7 +85,7 @@ def test_a_late_subscriber_gets_the_map(mapped):
 def test_the_map_is_saved_inside_its_folder_and_nowhere_else(mapped):
     saved = mapped.call(SaveMap, "save_map", SaveMap.Request(path="first"))
     assert saved.success, saved.message
-    assert [Path(file).name for file in saved.files] == ["cloud.ply", "trajectory.tum", "cameras.json"]
+    assert [Path(file).name for file in saved.files] == ["cloud.ply", "trajectory.tum", "cameras.json", "session.npz"]
     assert len(read_cloud(Path(saved.files[0]))) == mapped.recorded.status.map_points
     refused = mapped.call(SaveMap, "save_map", SaveMap.Request(path="../elsewhere"))
     assert not refused.success

@@ -6,13 +6,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from dust3r_ros.alignment.scale import MetricScale
 from dust3r_ros.data import Intrinsics
 from dust3r_ros.errors import RosError
 from dust3r_ros.geometry import Similarity
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.export import read_cloud
+from dust3r_ros.mapping.fuse import FusedMap
+from dust3r_ros.memory import MapMemory, Placed
 from dust3r_ros.ros.map_frame import MapFrame
-from dust3r_ros.ros.saving import folder_inside, save_map
+from dust3r_ros.ros.saving import MapKeeper, folder_inside, save_map
 
 K = Intrinsics.from_focal(500.0, 640, 480)
 MAP = MapFrame("map", publish_tf=True)
@@ -40,12 +43,18 @@ def test_a_link_that_leads_outside_is_refused(tmp_path):
 
 def reconstructor(count: int) -> SimpleNamespace:
     cloud = PointCloud(np.ones((count, 3), np.float32), np.zeros((count, 3), np.uint8), np.ones(count, np.float32))
-    return SimpleNamespace(map=SimpleNamespace(cloud=lambda: cloud), trajectory=lambda: [(10**9, np.eye(4))])
+    placed = {0: Placed(10**9, "camera", np.eye(4))}
+    memory = MapMemory("truth", 1, placed, (), (), (), None, cloud, MetricScale(2.0, 0.01, 7))
+    fused = FusedMap()
+    fused.restore(None, cloud, 0)
+    return SimpleNamespace(
+        map=fused, trajectory=lambda: [(10**9, np.eye(4))], memory=lambda: memory, recall=lambda recalled: None
+    )
 
 
 def test_a_map_is_written_with_path_and_cameras(tmp_path):
     files = save_map(reconstructor(3), MAP, K, tmp_path / "new")
-    assert [file.name for file in files] == ["cloud.ply", "trajectory.tum", "cameras.json"]
+    assert [file.name for file in files] == ["cloud.ply", "trajectory.tum", "cameras.json", "session.npz"]
     assert all(file.is_file() for file in files)
     assert len(read_cloud(files[0])) == 3
     assert json.loads(files[2].read_text())["scale"] == "arbitrary"
@@ -55,7 +64,8 @@ def test_a_map_is_written_with_path_and_cameras(tmp_path):
 
 
 def test_without_intrinsics_there_are_no_cameras(tmp_path):
-    assert [file.name for file in save_map(reconstructor(3), MAP, None, tmp_path)] == ["cloud.ply", "trajectory.tum"]
+    files = save_map(reconstructor(3), MAP, None, tmp_path)
+    assert [file.name for file in files] == ["cloud.ply", "trajectory.tum", "session.npz"]
 
 
 def test_an_empty_map_is_refused(tmp_path):
@@ -69,3 +79,50 @@ def test_a_map_that_began_elsewhere_and_is_larger_is_written_so(tmp_path):
     files = save_map(reconstructor(3), moved, None, tmp_path)
     np.testing.assert_allclose(read_cloud(files[0]).points[0], [3.0, 4.0, 5.0])
     assert [float(value) for value in files[1].read_text().splitlines()[-1].split()[1:4]] == [1.0, 2.0, 3.0]
+
+
+def keeper(folder, frame=MAP, count=3):
+    return MapKeeper(reconstructor(count), frame, str(folder), "/robot/dust3r")
+
+
+def test_a_loaded_map_is_where_and_as_large_as_it_was(tmp_path):
+    where = Similarity(2.0, np.eye(3), np.array([1.0, 2.0, 3.0]))
+    keeper(tmp_path, MapFrame("map", publish_tf=True, from_world=where, metric=True)).save(str(tmp_path), "old", None)
+    frame = MapFrame("map", publish_tf=True)
+    loaded = keeper(tmp_path, frame).load(str(tmp_path), "old")
+    assert (loaded.keyframes, loaded.points, loaded.newest_ns) == (1, 3, 10**9)
+    np.testing.assert_allclose(frame.from_world.matrix(), where.matrix())
+    assert frame.metric
+    assert not frame.measured(MetricScale(2.0, 0.01, 7))  # what the map remembers of its scale changes nothing
+
+
+def test_the_map_saves_itself_when_it_changed_and_is_gone_on_in_only_after_a_crash(tmp_path):
+    own = keeper(tmp_path)
+    assert not own.due(0.001)
+    own.changed()
+    assert own.due(0.001) and not own.due(0.0)
+    own.save_by_itself()
+    assert not own.due(0.001)
+    crashed, loaded = keeper(tmp_path), []
+    crashed.resume("never", loaded.append)
+    assert loaded == []
+    crashed.resume("after_crash", lambda path: loaded.append(path) or crashed.load(str(tmp_path), path))
+    assert loaded == [str(tmp_path / "autosave" / "robot.dust3r")]
+    crashed.ended()
+    after = keeper(tmp_path)
+    after.resume("after_crash", loaded.append)
+    assert len(loaded) == 1
+    after.resume("always", lambda path: loaded.append(path) or after.load(str(tmp_path), path))
+    assert len(loaded) == 2
+
+
+def test_a_map_that_cannot_be_written_or_read_again_is_said_and_no_more(tmp_path, caplog):
+    own = keeper(tmp_path)
+    (tmp_path / "autosave").write_text("a file where the folder should be")
+    own.save_by_itself()
+    assert "the map was not saved: cannot write" in caplog.text
+    (tmp_path / "autosave").unlink()
+    own.save_by_itself()
+    (tmp_path / "autosave" / "robot.dust3r" / "session.npz").write_text("damaged")
+    own.resume("after_crash", lambda path: own.load(str(tmp_path), path))
+    assert "cannot go on in the map of" in caplog.text and "is damaged" in caplog.text

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from dust3r_ros.keyframes import KeyframeReason
-from dust3r_ros.ros.publishers import Schedule
+from dust3r_ros.ros.schedule import Schedule
 from dust3r_ros.ros.statistics import Drop, Statistics, drop_of
 
 

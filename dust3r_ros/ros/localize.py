@@ -1,0 +1,67 @@
+"""The service localize: from its request to its response."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dust3r_ros.data import ByteImage
+from dust3r_ros.errors import RosError
+from dust3r_ros.pipeline import Reconstructor
+from dust3r_ros.ros import compat
+from dust3r_ros.ros.convert import header_of, pose_message
+from dust3r_ros.ros.decode import compressed_to_rgb, stamp_ns_of
+from dust3r_ros.ros.lens import Lens, lens_of
+from dust3r_ros.ros.map_frame import MapFrame, TfEdge
+from dust3r_ros.ros.odometry import PosedImage, covariance_in_map
+from dust3r_ros.srv import Localize
+from dust3r_ros.tasks.localise import Located
+from dust3r_ros.tasks.localise_live import LiveLocaliser
+
+
+def localized(
+    request: Localize.Request, rectified: bool, frame: MapFrame, reconstructor: Reconstructor
+) -> Localize.Response:  # fmt: skip
+    """Where the request's image was taken, in the map's frame.
+
+    Raises RosError for an image or a CameraInfo that cannot be used, AlignmentError when the image cannot be placed.
+    """
+    compressed = bool(len(request.compressed.data))
+    image = _image(request, compressed)
+    lens = _lens(request, image, rectified)
+    straight = lens.undistorted(image) if lens is not None else image
+    found = LiveLocaliser(reconstructor).locate(straight, lens.intrinsics if lens is not None else None)
+    header = request.compressed.header if compressed else request.image.header
+    return _response(found, stamp_ns_of(header), frame)
+
+
+def _image(request: Localize.Request, compressed: bool) -> ByteImage:
+    if compressed:
+        return compressed_to_rgb(request.compressed)
+    if not len(request.image.data):
+        raise RosError("localize needs an image, got none")
+    return compat.rgb_of(request.image)
+
+
+def _lens(request: Localize.Request, image: ByteImage, rectified: bool) -> Lens | None:
+    """The camera's lens; None when the request says nothing of it."""
+    lens = lens_of(request.camera_info, rectified=rectified) if request.camera_info.width else None
+    if lens is None:
+        return None
+    known, (height, width) = lens.intrinsics, image.shape[:2]
+    if (known.width, known.height) != (width, height):
+        raise RosError(f"camera_info must be for the {width}x{height} image, got {known.width}x{known.height}")
+    return lens
+
+
+def _response(found: Located, stamp_ns: int, frame: MapFrame) -> Localize.Response:
+    to_map = frame.from_world
+    unit = np.diag([to_map.scale] * 3 + [1.0] * 3)
+    camera = TfEdge("", to_map.apply_to_pose(found.camera_to_world))
+    image = PosedImage(stamp_ns, camera, 0.0, unit @ found.covariance @ unit)
+    response = Localize.Response(success=True, points=found.points, inliers=found.inliers)
+    response.pose.header = header_of(stamp_ns, frame.name)
+    response.pose.pose.pose = pose_message(camera.pose)
+    response.pose.pose.covariance = covariance_in_map(image, camera.pose).ravel()
+    response.focal_px = float(found.intrinsics.focal_px)
+    response.message = f"{found.inliers} of {found.points} points fit; focal: {found.intrinsics_from}"
+    return response

@@ -1,0 +1,204 @@
+"""A pose for every image: corners of the keyframes are followed, and their points tell where the camera is (PnP).
+
+A keyframe's corners are followed from the moment it was chosen, while its geometry is still being worked out; as soon
+as that is known they count. Points are read anew for each image, so the poses follow alignment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dust3r_ros.config import TrackingConfig
+from dust3r_ros.corners import SPACING_PX, corner_flow, find_corners, small_grey
+from dust3r_ros.data import BoolArray, ByteImage, FloatArray
+from dust3r_ros.errors import AlignmentError
+from dust3r_ros.landmarks import Landmarks, SeenKeyframe
+from dust3r_ros.resection import pose_covariance, pose_from_points
+
+REANCHOR_PX = 8.0  # corners are followed from one image until they have moved so far in the small copies
+MIN_SURVIVING = 0.2  # share of the corners below which an image leaves them as they were: it may be an obstacle's
+REANCHOR_SHARE = 0.7  # they are followed from a newer image when fewer than these are left
+RELOCALISED_IMAGES = 30  # for which a pose that was found again is called so
+
+Straighten = Callable[[FloatArray], FloatArray]
+"""Takes pixels (N, 2) of a camera's image to those of the same image without its lens's distortion."""
+
+
+class TrackingState(Enum):
+    """Whether an image's pose is known, and how."""
+
+    INITIALISING = "initialising"  # no image has had a pose yet
+    TRACKING = "tracking"
+    LOST = "lost"
+    RELOCALISED = "relocalised"  # tracking again, having been lost
+
+
+@dataclass(frozen=True, eq=False)
+class TrackedPose:
+    """What is known of one image's pose.
+
+    ``camera_to_world`` (4, 4) is None without one; its ``covariance`` (6, 6) is that of ``pose_covariance``. Of
+    ``points`` that were followed to the image ``inliers`` fit, most of them ``keyframe``'s.
+    """
+
+    stamp_ns: int
+    state: TrackingState
+    points: int = 0
+    inliers: int = 0
+    camera_to_world: FloatArray | None = None
+    covariance: FloatArray | None = None
+    keyframe: SeenKeyframe | None = None
+
+
+class Tracker:
+    """Follows one camera. Images come in order, in one thread; another one may write the landmarks."""
+
+    def __init__(self, camera: str, config: TrackingConfig, landmarks: Landmarks) -> None:
+        self._camera = camera
+        self._config = config
+        self._landmarks = landmarks
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images: the map, or time, begins anew."""
+        self._tracks = _Tracks.none()
+        self._state = TrackingState.INITIALISING
+        self._found_again = 0
+        self.lost_since_ns: int | None = None
+
+    def forget(self, stamp_ns: int) -> None:
+        """An image that was to become a keyframe will not be one."""
+        self._tracks = self._tracks.select(self._tracks.source_ns != stamp_ns)
+
+    def look(self, image: ByteImage, stamp_ns: int, *, keyframe: bool,
+             straighten: Straighten | None = None) -> TrackedPose:  # fmt: skip
+        """The pose of an image (H, W, 3) uint8 RGB; ``keyframe`` says that it is going to be one."""
+        grey = small_grey(image)
+        known = {seen.stamp_ns: seen for seen in self._landmarks.of(self._camera)}
+        self._tracks = self._tracks.wanted(known).followed(grey)
+        grown = np.array([image.shape[1] / grey.shape[1], image.shape[0] / grey.shape[0]])
+        pixels = (self._tracks.now + 0.5) * grown
+        seen = self._tracks.visible
+        found = self._locate(known, pixels[seen] if straighten is None else straighten(pixels[seen]))
+        if keyframe:
+            self._tracks = self._tracks.begun(grey, stamp_ns, self._config.corners, grown, straighten)
+        return self._judged(replace(found, stamp_ns=stamp_ns))
+
+    def _locate(self, known: dict[int, SeenKeyframe], pixels: FloatArray) -> TrackedPose:
+        """The pose by the visible tracks, which the image shows at ``pixels`` (N, 2), and the known keyframes."""
+        lost = TrackedPose(0, TrackingState.LOST)
+        tracks = self._tracks.select(self._tracks.visible)
+        points = np.full((len(pixels), 3), np.nan)
+        for stamp_ns, keyframe in known.items():
+            own = tracks.source_ns == stamp_ns
+            points[own] = keyframe.points_world(tracks.source_px[own])
+        good = np.isfinite(points).all(axis=1)
+        if np.count_nonzero(good) < self._config.min_points:
+            return replace(lost, points=int(np.count_nonzero(good)))
+        points, pixels, sources = points[good], pixels[good], tracks.source_ns[good]
+        newest = max(known.values(), key=lambda seen: seen.index)
+        try:
+            pose = pose_from_points(points, pixels, newest.intrinsics)
+        except AlignmentError:
+            return replace(lost, points=len(points))
+        fit = pose.inliers
+        lost = replace(lost, points=len(points), inliers=int(fit.sum()))
+        if lost.inliers < max(self._config.min_points, self._config.min_share * len(points)):
+            return lost
+        stamps, votes = np.unique(sources[fit], return_counts=True)
+        covariance = pose_covariance(pose.camera_to_world, points[fit], pixels[fit], newest.intrinsics)
+        return replace(lost, state=TrackingState.TRACKING, camera_to_world=pose.camera_to_world,
+                       covariance=covariance, keyframe=known[int(stamps[votes.argmax()])])  # fmt: skip
+
+    def _judged(self, found: TrackedPose) -> TrackedPose:
+        """With the state that follows from this image and those before."""
+        if found.camera_to_world is None:
+            if self._state is not TrackingState.INITIALISING:
+                self._state = TrackingState.LOST
+                self.lost_since_ns = found.stamp_ns if self.lost_since_ns is None else self.lost_since_ns
+            return replace(found, state=self._state)
+        if self._state is TrackingState.LOST:
+            self._state, self._found_again = TrackingState.RELOCALISED, 0
+        elif self._state is TrackingState.INITIALISING or self._found_again >= RELOCALISED_IMAGES:
+            self._state = TrackingState.TRACKING
+        self._found_again += 1
+        self.lost_since_ns = None
+        return replace(found, state=self._state)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tracks:
+    """Corners of keyframes, followed to the newest image.
+
+    They are followed from an anchor image ``grey``, where they are at ``anchored`` (N, 2), until they have moved or
+    dwindled so much that a newer image serves better: a standing camera collects no drift. ``now`` (N, 2) is where they
+    were last, ``visible`` (N,) whether the newest image shows them. Each was at ``source_px`` (N, 2), original pixels
+    without distortion, in the keyframe of stamp ``source_ns`` (N,).
+    """
+
+    grey: ByteImage | None
+    anchored: FloatArray
+    now: FloatArray
+    visible: BoolArray
+    source_ns: NDArray[np.int64]
+    source_px: FloatArray
+
+    @classmethod
+    def none(cls) -> _Tracks:
+        nowhere = np.zeros((0, 2), np.float32)
+        return cls(None, nowhere, nowhere, np.zeros(0, bool), np.zeros(0, np.int64), np.zeros((0, 2)))
+
+    def select(self, mask: BoolArray) -> _Tracks:
+        return _Tracks(self.grey, self.anchored[mask], self.now[mask], self.visible[mask], self.source_ns[mask],
+                       self.source_px[mask])  # fmt: skip
+
+    def wanted(self, known: Collection[int]) -> _Tracks:
+        """Without those of keyframes that are too old, or that newer ones overtook and that will never be known."""
+        if not known:
+            return self
+        return self.select(np.isin(self.source_ns, list(known)) | (self.source_ns > max(known)))
+
+    def followed(self, grey: ByteImage) -> _Tracks:
+        """In a new image; one that shows too few of them leaves them as they were, to be found in the next."""
+        unseen = replace(self, visible=np.zeros(len(self.now), bool))
+        if self.grey is None or not len(self.now):
+            return unseen
+        if self.grey.shape != grey.shape:
+            return _Tracks.none()
+        now, seen = corner_flow(self.grey, grey, self.anchored, self.now)
+        if seen.mean() < MIN_SURVIVING:
+            now, seen = corner_flow(self.grey, grey, self.anchored, self.anchored)
+        if seen.mean() < MIN_SURVIVING:
+            return unseen
+        there = replace(self, now=np.where(seen[:, None], now, self.now), visible=seen)
+        moved = np.median(np.linalg.norm(now[seen] - self.anchored[seen], axis=1))
+        if moved > REANCHOR_PX or seen.mean() < REANCHOR_SHARE:
+            return there.reanchored(grey)
+        return there
+
+    def reanchored(self, grey: ByteImage) -> _Tracks:
+        left = self.select(self.visible)
+        return replace(left, grey=grey, anchored=left.now)
+
+    def begun(self, grey: ByteImage, stamp_ns: int, count: int, grown: FloatArray,
+              straighten: Straighten | None) -> _Tracks:  # fmt: skip
+        """With a new keyframe's corners, where there are none yet; ``grown`` is the original's size by ``grey``'s."""
+        old = self.reanchored(grey) if self.visible.any() else _Tracks.none()
+        corners = find_corners(grey, count)
+        if len(old.now) and len(corners):
+            gaps = np.linalg.norm(corners[:, None] - old.now[None], axis=2).min(axis=1)
+            corners = corners[gaps >= SPACING_PX]
+        pixels = (corners + 0.5) * grown
+        straight = pixels if straighten is None or not len(pixels) else straighten(pixels)
+        at = np.concatenate([old.now, corners]).astype(np.float32)
+        return _Tracks(
+            grey, at, at,
+            visible=np.concatenate([old.visible, np.ones(len(corners), bool)]),
+            source_ns=np.concatenate([old.source_ns, np.full(len(corners), stamp_ns, np.int64)]),
+            source_px=np.concatenate([old.source_px, straight]),
+        )  # fmt: skip

@@ -1,0 +1,212 @@
+"""Poses between keyframes, on a rendered walk with exact truth."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from dust3r_ros.config import ReconstructorConfig, TrackingConfig
+from dust3r_ros.evaluation.frame_poses import FramePoses
+from dust3r_ros.geometry import Similarity, procrustes, rotation_angle_deg
+from dust3r_ros.landmarks import KEPT, Landmarks
+from dust3r_ros.options import make_config
+from dust3r_ros.pipeline import Reconstructor
+from dust3r_ros.predictor import ImageSize
+from dust3r_ros.tracking import RELOCALISED_IMAGES, Tracker, TrackingState
+from dust3r_ros.training.sequences import walk_through_room
+from dust3r_ros.training.truth import TruePredictor
+
+FRAMES, KEYFRAMES = 40, (0, 8, 16, 24, 32)
+CAMERA = "camera"
+
+
+@pytest.fixture(scope="module")
+def walk():
+    return walk_through_room(frames=FRAMES, width=320, height=240, seed=3, rate_hz=12.0, texture_px=128)
+
+
+@pytest.fixture(scope="module")
+def images(walk):
+    return [frame.image for frame in walk]
+
+
+@cache
+def predictor(walk):
+    return TruePredictor(walk, image_size=ImageSize(224))
+
+
+class Session:
+    """Chosen images become keyframes by their true pointmaps; the images are tracked against them."""
+
+    def __init__(self, walk, images, delay=0, straighten=None, seen=None):
+        self.walk, self.images, self.seen = walk, images, seen or images
+        config = make_config(ReconstructorConfig, {"loops.enabled": False})
+        self.reconstructor = Reconstructor(config, predictor(walk))
+        self.landmarks = Landmarks()
+        self.tracker = Tracker(CAMERA, TrackingConfig(), self.landmarks)
+        self.delay, self.straighten = delay, straighten
+        self.due, self.updates, self.tracked = [], {}, []
+
+    def run(self, indices, keyframes=KEYFRAMES):
+        for index in indices:
+            self.see(index, keyframe=index in keyframes)
+        return self
+
+    def see(self, index, keyframe=False, image=None):
+        """One image; a keyframe's geometry is there ``delay`` images later."""
+        shown = self.seen[index] if image is None else image
+        found = self.tracker.look(shown, self.walk.stamps_ns[index], keyframe=keyframe, straighten=self.straighten)
+        self.tracked.append(found)
+        self.due += [(index + self.delay, index)] if keyframe else []
+        while self.due and self.due[0][0] <= index:
+            self.reconstruct(self.due.pop(0)[1])
+        return found
+
+    def reconstruct(self, index):
+        update = self.reconstructor.reconstruct(self.images[index], self.walk.stamps_ns[index], CAMERA)
+        assert update.view.registered
+        self.landmarks.take(update)
+
+    def errors(self):
+        """Of all tracked poses, in the keyframes' world: distance to the truth as a share of the path, and degrees."""
+        true = dict(zip(self.walk.stamps_ns, self.walk.camera_to_world))
+        trajectory = self.reconstructor.trajectory()
+        world = procrustes(
+            np.array([pose[:3, 3] for _, pose in trajectory]), np.array([true[s][:3, 3] for s, _ in trajectory])
+        )
+        poses = [(true[t.stamp_ns], world.apply_to_pose(t.camera_to_world)) for t in self.tracked
+                 if t.camera_to_world is not None]  # fmt: skip
+        gaps = [np.linalg.norm(found[:3, 3] - exact[:3, 3]) for exact, found in poses]
+        turns = [rotation_angle_deg(found[:3, :3].T @ exact[:3, :3]) for exact, found in poses]
+        return np.array(gaps) / self.walk.path_length(), np.array(turns)
+
+
+@pytest.mark.parametrize("delay", [0, 5])
+def test_every_image_after_the_second_keyframe_has_the_true_pose(walk, images, delay):
+    session = Session(walk, images, delay).run(range(FRAMES))
+    known_from = KEYFRAMES[1] + delay + 1
+    assert all(
+        t.camera_to_world is None and t.state is TrackingState.INITIALISING for t in session.tracked[:known_from]
+    )
+    assert all(t.state is TrackingState.TRACKING for t in session.tracked[known_from:])
+    gaps, turns = session.errors()
+    assert len(gaps) == FRAMES - known_from
+    assert np.sqrt((gaps**2).mean()) < 0.01 and gaps.max() < 0.03
+    assert np.median(turns) < 0.3 and turns.max() < 1.5
+    share = np.array([t.inliers / t.points for t in session.tracked[known_from:]])
+    assert np.median(share) > 0.7 and share.min() > 0.4
+
+
+def test_a_camera_that_stands_still_does_not_drift(walk, images):
+    session = Session(walk, images).run(range(12))
+    first = session.see(12)
+    for _ in range(40):
+        last = session.see(12)
+    np.testing.assert_allclose(last.camera_to_world, first.camera_to_world, atol=2e-3)
+
+
+def test_poses_follow_what_alignment_makes_of_the_keyframes(walk, images):
+    session = Session(walk, images).run(range(12))
+    before = session.see(12)
+    change = Similarity(1.3, Rotation.from_euler("y", 20, degrees=True).as_matrix(), np.array([1.0, 2.0, 3.0]))
+    session.landmarks.follow({seen.index: change for seen in session.landmarks.of(CAMERA)})
+    after = session.see(12)
+    np.testing.assert_allclose(after.camera_to_world, change.apply_to_pose(before.camera_to_world), atol=1e-4)
+
+
+def test_what_covers_the_lens_loses_the_path_and_the_next_good_image_finds_it_again(walk, images):
+    session = Session(walk, images).run(range(12), keyframes=(0, 4, 8))
+    noise = np.random.default_rng(0).integers(0, 255, images[0].shape, dtype=np.uint8)
+    covered = [session.see(12, image=noise) for _ in range(3)]
+    assert [t.state for t in covered] == [TrackingState.LOST] * 3
+    assert all(t.camera_to_world is None for t in covered)
+    assert session.tracker.lost_since_ns == walk.stamps_ns[12]
+    again = [session.see(13) for _ in range(RELOCALISED_IMAGES + 1)]
+    assert [t.state for t in again] == [TrackingState.RELOCALISED] * RELOCALISED_IMAGES + [TrackingState.TRACKING]
+    assert session.tracker.lost_since_ns is None
+    assert session.errors()[0].max() < 0.03
+
+
+def test_far_from_every_keyframe_it_is_lost_until_a_keyframe_is_aligned_there(walk, images):
+    session = Session(walk, images).run(range(12))
+    for keyframe in (16, 24, 32):
+        session.reconstruct(keyframe)  # the map knows the place; no corner was followed there
+    assert session.see(33).state is TrackingState.LOST
+    session.see(34, keyframe=True)
+    assert session.see(35).state is TrackingState.RELOCALISED
+    assert session.errors()[0].max() < 0.03
+
+
+def test_corners_of_a_keyframe_that_gave_way_are_forgotten(walk, images):
+    session = Session(walk, images, delay=100).run(range(9))
+    before = len(session.tracker._tracks.now)
+    session.tracker.forget(walk.stamps_ns[8])
+    left = session.tracker._tracks
+    assert 0 < len(left.now) < before
+    assert set(left.source_ns) == {walk.stamps_ns[0]}
+
+
+def test_pixels_are_straightened_before_they_are_compared_with_points(walk, images):
+    shift = 12
+    bent = [np.roll(image, -shift, axis=1) for image in images]  # as if the lens moved everything to the left
+    session = Session(walk, images, straighten=lambda pixels: pixels + np.array([shift, 0.0]), seen=bent).run(range(20))
+    gaps, _ = session.errors()
+    assert len(gaps) == 11 and gaps.max() < 0.03
+
+
+def test_the_points_of_few_keyframes_are_kept_for_each_camera(walk, images):
+    session = Session(walk, images)
+    for index in range(0, FRAMES, 4):
+        session.reconstruct(index)
+    assert len(session.landmarks.of(CAMERA)) == KEPT
+    assert session.landmarks.of("other") == []
+    with_other = session.landmarks
+    newest = with_other.of(CAMERA)[-1]
+    assert newest.points_world(np.array([[-5.0, 3.0], [1e4, 3.0]])) == pytest.approx(np.nan, nan_ok=True)
+
+
+def test_a_run_gives_every_image_a_pose_in_the_final_world(walk, images):
+    reconstructor = Reconstructor(ReconstructorConfig(), predictor(walk))
+    frames = FramePoses(reconstructor)
+    for image, stamp_ns in zip(images, walk.stamps_ns):
+        frames.add(image, stamp_ns, CAMERA, reconstructor.add(image, stamp_ns, CAMERA))
+    poses = dict(frames.poses())
+    stamps = [stamp_ns for stamp_ns, _ in reconstructor.trajectory()]
+    after_second = [s for s in walk.stamps_ns if s >= stamps[1]]
+    assert set(after_second) <= set(poses)
+    for stamp_ns, pose in reconstructor.trajectory():
+        np.testing.assert_array_equal(poses[stamp_ns], pose)
+    true = np.array([walk.camera_to_world[walk.stamps_ns.index(s)][:3, 3] for s in after_second])
+    found = np.array([poses[s][:3, 3] for s in after_second])
+    gaps = np.linalg.norm(procrustes(found, true).apply(found) - true, axis=1)
+    assert np.sqrt((gaps**2).mean()) < 0.01 * walk.path_length()
+
+
+def test_a_run_without_tracking_gives_none(walk, images):
+    config = make_config(ReconstructorConfig, {"tracking.enabled": False})
+    reconstructor = Reconstructor(config, predictor(walk))
+    frames = FramePoses(reconstructor)
+    frames.add(images[0], walk.stamps_ns[0], CAMERA, reconstructor.add(images[0], walk.stamps_ns[0], CAMERA))
+    assert frames.poses() == []
+
+
+def test_a_loop_closure_resizes_what_was_tracked_against_a_keyframe(walk, images):
+    reconstructor = Reconstructor(ReconstructorConfig(), predictor(walk))
+    frames = FramePoses(reconstructor)
+    last = None
+    for image, stamp_ns in zip(images[:30], walk.stamps_ns):
+        update = reconstructor.add(image, stamp_ns, CAMERA)
+        frames.add(image, stamp_ns, CAMERA, update)
+        last = update or last
+    before = frames.poses()
+    double = Similarity(2.0, np.eye(3), np.zeros(3))
+    changes = {index: double.matrix() for index in reconstructor._placed}
+    for index, placed in reconstructor._placed.items():
+        reconstructor._placed[index] = replace(placed, camera_to_world=double.apply_to_pose(placed.camera_to_world))
+    nothing = replace(last.view, registered=False)
+    frames._take(replace(last, view=nothing, moved={}, corrections=changes))
+    for (stamp_ns, old), (stamp_again, new) in zip(before, frames.poses(), strict=True):
+        assert stamp_ns == stamp_again
+        np.testing.assert_allclose(new, double.apply_to_pose(old), atol=1e-9)
