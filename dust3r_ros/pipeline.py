@@ -13,7 +13,7 @@ import numpy as np
 
 from dust3r_ros.alignment import AlignmentUpdate, IncrementalAligner
 from dust3r_ros.alignment.places import Anchor
-from dust3r_ros.alignment.scale import RECENT, MetricOdometry, MetricScale
+from dust3r_ros.alignment.scale import RECENT, MetricReference, MetricScale
 from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.data import (
     ByteImage,
@@ -64,7 +64,7 @@ class Reconstructor:
         self._predictor.forget()
         self._selectors: dict[str, KeyframeSelector] = {}
         self._offered = 0
-        self._odometry = MetricOdometry()
+        self._metres = MetricReference()
         self._window_limit = self.config.window
         self._begin()
 
@@ -190,12 +190,16 @@ class Reconstructor:
         From the ways between that camera's keyframes the world's scale follows: ``metric_scale``, and ``metric`` of
         the updates. Raises ValueError for a pose that is not later than the camera's last one, or not finite.
         """
-        self._odometry.add(stamp_ns, camera_to_metric, camera)
+        self._metres.add(stamp_ns, camera_to_metric, camera)
+
+    def add_baseline(self, first: str, second: str, baseline_m: float) -> None:
+        """Two cameras are fixed to each other, so far apart: the scale follows by their keyframes of one time."""
+        self._metres.add_baseline(first, second, baseline_m)
 
     @property
     def metric_scale(self) -> MetricScale | None:
         """Metres per world unit, once they are sure enough; the map, the path and the updates stay in world units."""
-        return self._odometry.metric
+        return self._metres.metric
 
     def trajectory(self) -> list[tuple[int, FloatArray]]:
         """(stamp_ns, camera_to_world (4, 4)) of every registered keyframe, newest estimates, in order."""
@@ -243,7 +247,7 @@ class Reconstructor:
         self.reset()
         self._offered = memory.next_index
         self._placed = dict(memory.placed)
-        self._odometry = MetricOdometry(memory.scale)
+        self._metres = MetricReference(memory.scale)
         self.map.restore(memory.voxels, memory.points, memory.next_index - 1)
         self.revisits.restore(memory.places, memory.relations, memory.loops)
         newest = memory.places[-1]
@@ -278,7 +282,7 @@ class Reconstructor:
         paths: dict[str, list[tuple[int, FloatArray]]] = defaultdict(list)
         for placed in reversed(list(islice(reversed(self._placed.values()), RECENT))):
             paths[placed.camera].append((placed.stamp_ns, placed.camera_to_world))
-        self._odometry.update(paths)
+        self._metres.update(paths)
         return self.metric_scale
 
     def _lose(self, new: EncodedKeyframe) -> AlignmentUpdate | None:

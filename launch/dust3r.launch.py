@@ -28,66 +28,40 @@ PARAMETERS = (
 TRUTHS = ["true", "false"]
 
 
+NAMED_FILES = ", ".join(sorted(path.stem for path in (SHARE / "config").glob("*.yaml")))
+LOG_LEVELS = ["debug", "info", "warn", "error", "fatal"]
+
+# Name, default, and what it is; those of CHOICES take nothing else.
+ARGUMENTS = (
+    ("image_topic", "camera/image_raw", "Image topic, in the namespace unless it begins with a slash; of compressed "
+     "images the topic without /compressed"),
+    ("camera_info_topic", "camera/camera_info", "CameraInfo topic of the same camera"),
+    ("image_topics", "", "Topics of several cameras, as a list: \"['left/image_raw', 'right/image_raw/compressed']\"; "
+     "used instead of image_topic"),
+    ("camera_info_topics", "", "Their CameraInfo topics in the same order; empty: camera_info beside each image topic"),
+    ("odom_topic", "odom", "Odometry topic, for use_odometry"),
+    ("namespace", "", "Namespace of the node and its topics"),
+    ("params_file", str(SHARE / "config" / "default.yaml"), "Parameter file of the node: a path, or the name of one in "
+     f"the package's config folder ({NAMED_FILES})"),
+    ("use_sim_time", "false", "Take the time from /clock"),
+    ("rviz", "false", "Start RViz too"),
+    ("viewer", "false", "Serve a web page of the map (needs viser)"),
+    ("viewer_host", "127.0.0.1", "Address of the page; 0.0.0.0 lets other machines look"),
+    ("viewer_port", "8080", "Port of the page"),
+    ("bag", "", "Recording to play, with /clock; empty: none"),
+    ("bag_rate", "1.0", "Recorded seconds a second of the bag"),
+    ("respawn", "false", "Start the node again if it dies; with autosave_period and resume it goes on in its map"),
+    ("log_level", "info", "Least severity of the node's messages"),
+)  # fmt: skip
+CHOICES = {name: TRUTHS for name, default, _ in ARGUMENTS if default in TRUTHS} | {"log_level": LOG_LEVELS}
+
+
 def arguments() -> list[DeclareLaunchArgument]:
-    parameter_file = str(SHARE / "config" / "default.yaml")
-    declared = [
-        DeclareLaunchArgument(
-            "image_topic",
-            default_value="camera/image_raw",
-            description="Image topic, in the namespace unless it begins with a slash; of compressed images the topic "
-            "without /compressed",
-        ),
-        DeclareLaunchArgument(
-            "camera_info_topic", default_value="camera/camera_info", description="CameraInfo topic of the same camera"
-        ),
-        DeclareLaunchArgument(
-            "image_topics",
-            default_value="",
-            description="Topics of several cameras, as a list: \"['left/image_raw', 'right/image_raw/compressed']\"; "
-            "used instead of image_topic",
-        ),
-        DeclareLaunchArgument(
-            "camera_info_topics",
-            default_value="",
-            description="Their CameraInfo topics in the same order; empty: camera_info beside each image topic",
-        ),
-        DeclareLaunchArgument("odom_topic", default_value="odom", description="Odometry topic, for use_odometry"),
-        DeclareLaunchArgument("namespace", default_value="", description="Namespace of the node and its topics"),
-        DeclareLaunchArgument(
-            "params_file",
-            default_value=parameter_file,
-            description="Parameter file of the node: a path, or the name of one in the package's config folder "
-            f"({', '.join(sorted(path.stem for path in (SHARE / 'config').glob('*.yaml')))})",
-        ),
-        DeclareLaunchArgument(
-            "use_sim_time", default_value="false", choices=TRUTHS, description="Take the time from /clock"
-        ),
-        DeclareLaunchArgument("rviz", default_value="false", choices=TRUTHS, description="Start RViz too"),
-        DeclareLaunchArgument(
-            "viewer", default_value="false", choices=TRUTHS, description="Serve a web page of the map (needs viser)"
-        ),
-        DeclareLaunchArgument(
-            "viewer_host",
-            default_value="127.0.0.1",
-            description="Address of the page; 0.0.0.0 lets other machines look",
-        ),
-        DeclareLaunchArgument("viewer_port", default_value="8080", description="Port of the page"),
-        DeclareLaunchArgument("bag", default_value="", description="Recording to play, with /clock; empty: none"),
-        DeclareLaunchArgument("bag_rate", default_value="1.0", description="Recorded seconds a second of the bag"),
-        DeclareLaunchArgument(
-            "respawn",
-            default_value="false",
-            choices=TRUTHS,
-            description="Start the node again if it dies; with autosave_period and resume it goes on in its map",
-        ),
-        DeclareLaunchArgument(
-            "log_level",
-            default_value="info",
-            choices=["debug", "info", "warn", "error", "fatal"],
-            description="Least severity of the node's messages",
-        ),
+    own = [
+        DeclareLaunchArgument(name, default_value=default, description=what, choices=CHOICES.get(name))
+        for name, default, what in ARGUMENTS
     ]
-    return declared + [
+    return own + [
         DeclareLaunchArgument(name, default_value="", description=f"{about(name)}. Empty: as in params_file")
         for name in PARAMETERS
     ]
@@ -170,7 +144,7 @@ def rviz(context: LaunchContext) -> list[Node]:
         arguments=["--frame-id", "map_upright", "--child-frame-id", map_frame, *upright],
     )
     own = "/".join(["", *logger_name(context).split(".")])
-    shown = [(f"/dust3r/{name}", f"{own}/{name}") for name in ("map", "points", "path", "depth")]
+    shown = [(f"/dust3r/{name}", f"{own}/{name}") for name in ("map", "points", "path", "keyframes", "depth")]
     window = Node(
         package="rviz2",
         executable="rviz2",

@@ -27,6 +27,7 @@ SEGMENT_M = 0.25  # shortest way between two keyframes that is compared
 LONGEST_GAP_NS = 300_000_000  # between two metric poses that are interpolated
 RECENT = 300  # keyframes that are compared: a bound on the cost, and an old part may have drifted
 BUFFERED = 50_000  # metric poses
+SAME_TIME_NS = 5_000_000  # between two images that a rig's cameras took together
 
 GROUND_TILT_DEG = 25.0  # of the ground against the direction that is called down
 GROUND_TRIALS = 200
@@ -175,8 +176,25 @@ class _Stream:
         return (1 - part) * self.centres[k - 1] + part * self.centres[k]
 
 
-class MetricOdometry:
-    """The scale by streams of metric poses of cameras, such as odometry with each camera's place on the robot.
+def rig_ratios(
+    first: Sequence[tuple[int, FloatArray]], second: Sequence[tuple[int, FloatArray]], baseline_m: float
+) -> FloatArray:
+    """Ratios by two cameras ``baseline_m`` apart: of their paths' poses (stamp_ns, (4, 4)) at the same times."""
+    stamps = np.array([stamp for stamp, _ in first], dtype=np.int64)
+    pairs = []
+    for stamp, pose in second:
+        near = np.flatnonzero(np.abs(stamps - stamp) <= SAME_TIME_NS)
+        if near.size:
+            pairs.append((first[near[0]][1][:3, 3], pose[:3, 3]))
+    if not pairs:
+        return np.zeros(0)
+    own, other = (np.array(centres) for centres in zip(*pairs))
+    return baseline_ratios(own, other, baseline_m)
+
+
+class MetricReference:
+    """The scale by what is known in metres: streams of metric poses of cameras, such as odometry with each camera's
+    place on the robot, and baselines of a rig.
 
     Poses may come before or after the keyframes they belong to, from another thread. Their frame does not matter.
     ``known`` is the scale of a map that was measured before; it holds until it is measured anew.
@@ -186,6 +204,7 @@ class MetricOdometry:
         self._known = known
         self._lock = threading.Lock()
         self._streams: dict[str, _Stream] = {}
+        self._baselines: dict[tuple[str, str], float] = {}
         self._good = False
         self.scale: MetricScale | None = None
 
@@ -205,13 +224,28 @@ class MetricOdometry:
         with self._lock:
             self._streams.setdefault(camera, _Stream()).add(stamp_ns, pose[:3, 3].copy())
 
+    def add_baseline(self, first: str, second: str, baseline_m: float) -> None:
+        """Two cameras are fixed to each other. Raises ValueError for a camera with itself, or no distance."""
+        if first == second or not 0 < baseline_m < np.inf:
+            raise ValueError(
+                f"a baseline must be positive and between two cameras, got {baseline_m}, {first}, {second}"
+            )
+        with self._lock:
+            self._baselines[first, second] = baseline_m
+
     def update(self, paths: Mapping[str, Sequence[tuple[int, FloatArray]]]) -> MetricScale | None:
         """Compare with each camera's path in the world, (stamp_ns, camera_to_world (4, 4)): only its newest part.
 
-        Ways are compared between keyframes of one camera. Without odometry for the newest part there is no scale.
+        Ways are compared between keyframes of one camera, baselines at one time. Without either in the newest part
+        there is no scale.
         """
         with self._lock:
             parts = [self._streams[c].ratios(path[-RECENT:]) for c, path in paths.items() if c in self._streams]
+            parts += [
+                rig_ratios(paths[a][-RECENT:], paths[b][-RECENT:], baseline)
+                for (a, b), baseline in self._baselines.items()
+                if a in paths and b in paths
+            ]
         self.scale = pool_ratios(np.concatenate([np.zeros(0), *parts]))
         limit = LOST_UNCERTAINTY if self._good else MOST_UNCERTAINTY
         s = self.scale

@@ -68,6 +68,11 @@ class MapFrames:
         except TransformMissingError:
             return None
 
+    def baseline_m(self, camera_frame: str, other_frame: str) -> float | None:
+        """How far apart two cameras are that static transforms hold together; None when they are not."""
+        pose = self._listener.fixed(camera_frame, other_frame) if self._listener is not None else None
+        return float(np.linalg.norm(pose[:3, 3])) if pose is not None else None
+
     def anchor(self, camera_in_reference: FloatArray, camera_to_world: FloatArray) -> None:
         """Begin the map at the first keyframe of a world."""
         self.map.begin(camera_in_reference if self._reference else camera_to_world, camera_to_world)

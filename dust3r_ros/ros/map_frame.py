@@ -73,7 +73,7 @@ class MapFrame:
             self.from_world = Similarity(metres, rotation, fixed - metres * rotation @ self._origin)
         if resized or not was_metric:
             log.info(
-                "the map is in metres by odometry over %d ways, to %.1f %%: its size changes by %+.1f %%",
+                "the map is in metres by %d known lengths, to %.1f %%: its size changes by %+.1f %%",
                 scale.samples, 100 * scale.uncertainty, 100 * (change - 1) if resized else 0.0,
             )  # fmt: skip
         return resized

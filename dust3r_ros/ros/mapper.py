@@ -20,6 +20,7 @@ from dust3r_ros.ros.frames import MapFrames
 from dust3r_ros.ros.memory import HeapLimit, release_memory
 from dust3r_ros.ros.pose_stream import PoseStream
 from dust3r_ros.ros.publishers import Publishers
+from dust3r_ros.ros.rigs import CameraRig
 from dust3r_ros.ros.saving import Loaded, MapKeeper, Saved
 from dust3r_ros.ros.statistics import Drop, Statistics, drop_of
 from dust3r_ros.ros.worker import Worker
@@ -60,6 +61,7 @@ class Mapper:
         self._said_at = -_SAY_S
         self._anew: set[str] = set()  # cameras whose next image is to be a keyframe
         self._heap = HeapLimit()
+        self._rig = CameraRig(frames.baseline_m, self._reconstructor.add_baseline)
         self._landmarks = Landmarks()
         self._poses = PoseStream(config, frames, outputs, statistics.tracking, self._landmarks, self._on_lost)
         self._counting = threading.Lock()  # an image is counted and queued at once, or a reset clears both
@@ -158,11 +160,14 @@ class Mapper:
         frame = shot.read()
         anew = frame.camera in self._anew or self._tries_again(frame.camera)
         decision = self._reconstructor.select(frame.image, frame.stamp_ns, frame.camera, anew=anew)
-        if decision.take:
+        reason = drop_of(decision.reason)
+        self._rig.meet(frame)
+        taken = decision.take or (reason is Drop.NOT_NEEDED and self._rig.wants(frame))
+        if taken:
             self._take(frame)
         else:
-            self.statistics.dropped(drop_of(decision.reason))
-        self._poses.look(frame, taken=decision.take)  # last: a keyframe does not wait for it
+            self.statistics.dropped(reason)
+        self._poses.look(frame, taken=taken)  # last: a keyframe does not wait for it
 
     def _on_lost(self, camera: str) -> None:
         """A camera is not tracked for long: alignment may place a keyframe, unless it has enough to do."""
@@ -179,9 +184,12 @@ class Mapper:
 
     def _take(self, frame: Frame) -> None:
         self._anew.discard(frame.camera)
-        if (gone := self._worker.offer(frame)) is not None:
-            self.statistics.dropped(Drop.QUEUE_FULL)
-            self._poses.forget(gone)
+        companions = self._rig.taken(frame)
+        self.statistics.dropped(Drop.NOT_NEEDED, -len(companions))
+        for taken in (frame, *companions):
+            if (gone := self._worker.offer(taken)) is not None:
+                self.statistics.dropped(Drop.QUEUE_FULL)
+                self._poses.forget(gone)
 
     def _on_unusable(self, shot: Shot, error: Exception) -> None:
         waits = isinstance(error, CalibrationMissingError)
@@ -207,6 +215,7 @@ class Mapper:
 
     def _forget(self) -> None:
         """Nothing of the images before is left, but the model and the map."""
+        self._rig = CameraRig(self.frames.baseline_m, self._reconstructor.add_baseline)
         self._landmarks.clear()
         self._poses.reset()
         self._unplaced.clear()
@@ -241,7 +250,7 @@ class Mapper:
             self._keeper.changed()
             self._outputs.revised()
             self.map_points = len(self._reconstructor.map)
-        self._heap.keep()
+        self._heap.keep(idle=self._worker.queue_length == 0)
 
     def _feed_scale(self, frame: Frame, camera_in_reference: FloatArray | None) -> None:
         """Tell the reconstruction where odometry has the camera, for the scale from the next keyframe on.

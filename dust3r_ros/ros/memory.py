@@ -52,15 +52,15 @@ def _trim() -> None:
 
 
 class HeapLimit:
-    """Keeps the process at most ``SLACK_MB`` above what it needs: a tidy-up each time it has grown by so much."""
+    """Gives freed memory back when there is time for it, and each time the process has grown by ``SLACK_MB``."""
 
     def __init__(self) -> None:
         self._needed_mb = resident_mb()
 
-    def keep(self) -> None:
-        """Call it when work is done, outside of what must be quick."""
+    def keep(self, *, idle: bool) -> None:
+        """Call it when a piece of work is done; ``idle`` says that no other waits."""
         resident = resident_mb()
-        if resident > self._needed_mb + SLACK_MB:
+        if idle or resident > self._needed_mb + SLACK_MB:
             _trim()
             self._needed_mb = resident_mb()
         else:

@@ -18,9 +18,10 @@ from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from visualization_msgs.msg import MarkerArray
 
 from dust3r_ros.config import MapConfig
-from dust3r_ros.data import Update
+from dust3r_ros.data import Intrinsics, Update
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.fuse import view_cloud
 from dust3r_ros.msg import Status
@@ -34,11 +35,14 @@ from dust3r_ros.ros.convert import (
     pose_stamped,
     transform_stamped,
 )
+from dust3r_ros.ros.frusta import frusta_message
 from dust3r_ros.ros.map_frame import MapFrame, TfEdge
 from dust3r_ros.ros.odometry import OdometryBuilder, PosedImage
 from dust3r_ros.ros.qos import latched, reliable
 from dust3r_ros.ros.schedule import Schedule
 from dust3r_ros.updates import changed_view
+
+FRUSTUM_DEPTH = 0.1  # of a keyframe that is drawn, in world units: of the first one's median depth
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ OUTPUTS = (
     Output("points", PointCloud2, lambda: reliable(5), "The newest keyframe's own points, in the map frame"),
     Output("map", PointCloud2, latched, "The fused map of all keyframes, at most once in `map_period` seconds"),
     Output("path", Path, latched, "The camera's pose at every keyframe, in the map frame"),
+    Output("keyframes", MarkerArray, latched, "What the camera sees at every keyframe, as lines, in the map frame"),
     Output("pose", PoseStamped, lambda: reliable(10), "The camera's pose at every image, in the map frame"),
     Output("odom", Odometry, lambda: reliable(10), "The same with covariance and speed; in tf_mode base, the base's"),
     Output("camera_info", CameraInfo, latched, "The intrinsics in use, for the camera's own image size"),
@@ -93,6 +98,8 @@ class Publishers:
         self._newest: dict[str, int] = {}  # stamp of what was published last, by frame
         self._map = Schedule()
         self._trajectory = Schedule()
+        self._frusta = Schedule()
+        self._lens: Intrinsics | None = None
 
     @property
     def alive(self) -> bool:
@@ -147,37 +154,48 @@ class Publishers:
         self._publishers["camera_info"].publish(camera_info_message(stamp, camera_frame, update.intrinsics))
         self.publish("points", lambda: cloud_message(stamp, world, view_cloud(view, pixels, config)))
         self.publish("depth", lambda: depth_message(stamp, camera_frame, view.depth))
-        self._map.changed()
-        self._trajectory.changed()
+        self._lens = update.intrinsics
+        self.revised()
 
     def revised(self) -> None:
-        """A loop closure moved old keyframes: path and map follow when they are due."""
-        self._map.changed()
-        self._trajectory.changed()
+        """Keyframes came, or a loop closure moved old ones: path, frusta and map follow when they are due."""
+        for schedule in (self._map, self._trajectory, self._frusta):
+            schedule.changed()
 
     def due(self, map_period_s: float) -> bool:
         """Whether ``latest`` would publish something now."""
-        return self._map.due(map_period_s, self.wanted("map")) or self._trajectory.due(0.0, self.wanted("path"))
+        return (
+            self._map.due(map_period_s, self.wanted("map"))
+            or self._trajectory.due(0.0, self.wanted("path"))
+            or self._frusta.due(map_period_s, self.wanted("keyframes"))
+        )
 
     def latest(self, stamp_ns: int, reconstructor: Reconstructor, map_period_s: float) -> None:
-        """Path and map, each when it changed, is read by somebody, and was not published just now."""
+        """Path, frusta and map, each when it changed, is read by somebody, and was not published just now."""
         if self._trajectory.due(0.0, self.wanted("path")):
             self._trajectory.published()
             path = self._world.path(reconstructor.trajectory())
             self._publishers["path"].publish(self._path.build(stamp_ns, path))
+        if self._frusta.due(map_period_s, self.wanted("keyframes")):
+            self._frusta.published()
+            poses = [pose for _, pose in self._world.path(reconstructor.trajectory())]
+            depth = FRUSTUM_DEPTH * self._world.from_world.scale
+            message = frusta_message(stamp_ns, self._world.name, poses, self._lens, depth)
+            self._publishers["keyframes"].publish(message)
         if self._map.due(map_period_s, self.wanted("map")):
             self._map.published()
             cloud = self._world.placed(reconstructor.map.cloud())
             self._publishers["map"].publish(cloud_message(stamp_ns, self._world.name, cloud))
 
     def cleared(self, stamp_ns: int) -> None:
-        """An empty path and an empty map, in place of what readers still show."""
+        """An empty path, no frusta and an empty map, in place of what readers still show."""
         with self._ordering:
             self._newest.clear()
         self._publishers["path"].publish(self._path.build(stamp_ns, []))
         self._publishers["map"].publish(cloud_message(stamp_ns, self._world.name, PointCloud.empty()))
-        self._map.published()
-        self._trajectory.published()
+        self._publishers["keyframes"].publish(frusta_message(stamp_ns, self._world.name, [], None, 0.0))
+        for schedule in (self._map, self._trajectory, self._frusta):
+            schedule.published()
 
     def status(self, message: Status) -> None:
         """The node's status."""

@@ -19,7 +19,7 @@ from dust3r_ros.ros import compat
 from dust3r_ros.ros.convert import pose_of, transform_of
 from dust3r_ros.ros.decode import stamp_ns_of
 from dust3r_ros.ros.qos import image_qos, latched, reliable
-from dust3r_ros.ros.tf_buffer import TransformMissingError
+from dust3r_ros.ros.tf_buffer import TransformBuffer, TransformMissingError
 
 
 def frame_name(frame_id: str) -> str:
@@ -37,6 +37,7 @@ class TransformListener:
         self._node = node
         self._map_frame = map_frame
         self._buffer = compat.transform_buffer()
+        self._fixed = TransformBuffer()  # the static ones alone
         self._parents: dict[str, str] = {}  # by child
         self._changed = threading.Condition()
         self._subscriptions: list[Any] = [
@@ -69,6 +70,14 @@ class TransformListener:
                     if left <= 0:
                         raise
                     self._changed.wait(left)
+
+    def fixed(self, target: str, source: str) -> FloatArray | None:
+        """The pose (4, 4) that takes points of ``source`` to ``target`` where only static transforms lie between."""
+        with self._changed:
+            try:
+                return self._fixed.lookup(target, source, 0)
+            except TransformMissingError:
+                return None
 
     def parent_of(self, child: str) -> str:
         """The frame that a frame hangs from on TF, by what was heard last; empty when it hangs from none."""
@@ -107,6 +116,8 @@ class TransformListener:
             return
         with self._changed:
             self._buffer.set(parent, child, stamp_ns, pose, static=static)
+            if static:
+                self._fixed.set(parent, child, stamp_ns, pose, static=True)
             if on_tf:
                 self._parents[child] = parent
             self._changed.notify_all()

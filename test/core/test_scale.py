@@ -1,5 +1,7 @@
 """Metres per world unit from odometry, a rig, a depth or a height, and when it is sure enough."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
@@ -9,11 +11,13 @@ from dust3r_ros.alignment.scale import (
     LOST_UNCERTAINTY,
     MOST_UNCERTAINTY,
     RECENT,
-    MetricOdometry,
+    SAME_TIME_NS,
+    MetricReference,
     baseline_ratios,
     depth_ratio,
     height_ratio,
     pool_ratios,
+    rig_ratios,
     segment_ratios,
 )
 from dust3r_ros.config import ReconstructorConfig
@@ -74,7 +78,7 @@ def test_few_or_scattered_ratios_are_not_called_metric():
 
 def claimed(ratios):
     """The scale that odometry claims for a straight way, of which each 0.3 m are as long as a ratio says."""
-    odometry, trajectory, world = MetricOdometry(), [], 0.0
+    odometry, trajectory, world = MetricReference(), [], 0.0
     for stamp, ratio in enumerate([np.inf, *ratios]):
         world += 0.3 / ratio
         odometry.add(stamp, make_pose(np.eye(3), np.array([0.3 * stamp, 0.0, 0.0])))
@@ -93,7 +97,7 @@ def test_odometry_of_any_frame_gives_the_scale():
 
 def test_a_stream_of_poses_makes_the_world_metric_once_it_is_sure():
     rng = np.random.default_rng(3)
-    metric, odometry = path(80), MetricOdometry()
+    metric, odometry = path(80), MetricReference()
     world = in_world(metric)
     stamps = [1_000_000_000 + 200_000_000 * k for k in range(80)]
     became = None
@@ -113,7 +117,7 @@ def test_a_stream_of_poses_makes_the_world_metric_once_it_is_sure():
 
 
 def test_a_scale_that_no_longer_holds_is_taken_back():
-    metric, odometry = path(200), MetricOdometry()
+    metric, odometry = path(200), MetricReference()
     stamps = [200_000_000 * k for k in range(200)]
     for stamp, pose in zip(stamps, metric):
         odometry.add(stamp, pose)
@@ -129,7 +133,7 @@ def test_a_scale_that_no_longer_holds_is_taken_back():
 
 
 def test_gaps_in_the_stream_are_not_bridged():
-    metric, odometry = path(40), MetricOdometry()
+    metric, odometry = path(40), MetricReference()
     stamps = [200_000_000 * k for k in range(40)]
     for k in (0, 1, 2, 30, 31):
         odometry.add(stamps[k], metric[k])
@@ -142,7 +146,7 @@ def test_gaps_in_the_stream_are_not_bridged():
 
 
 def test_standing_still_tells_nothing():
-    odometry, pose = MetricOdometry(), np.eye(4)
+    odometry, pose = MetricReference(), np.eye(4)
     for k in range(50):
         odometry.add(k * 100_000_000, pose)
     assert odometry.update({"camera": [(k * 100_000_000, pose) for k in range(50)]}) is None
@@ -151,7 +155,7 @@ def test_standing_still_tells_nothing():
 
 def test_ways_are_compared_within_a_camera():
     """Two cameras 0.3 m apart on one robot, whose keyframes take turns."""
-    left, odometry = path(80), MetricOdometry()
+    left, odometry = path(80), MetricReference()
     aside = np.eye(4)
     aside[0, 3] = 0.3
     metric = {"left": left, "right": left @ aside}
@@ -171,7 +175,7 @@ def test_ways_are_compared_within_a_camera():
 
 
 def test_odometry_that_stops_is_not_metric_for_ever():
-    metric, odometry = path(RECENT + 40), MetricOdometry()
+    metric, odometry = path(RECENT + 40), MetricReference()
     stamps = [200_000_000 * k for k in range(len(metric))]
     keyframes = list(zip(stamps, in_world(metric)))
     for k in range(40):
@@ -198,6 +202,43 @@ def view_of(depth):
     height, width = depth.shape
     k = Intrinsics.from_focal(40.0, width, height)
     return ViewEstimate(np.eye(4), depth.astype(np.float32), np.ones_like(depth, np.float32), k)
+
+
+def test_a_rig_in_the_reconstructor_makes_the_world_metric_and_a_reset_forgets_it():
+    left = walk_through_room(frames=10, width=160, height=120, seed=3, rate_hz=4.0, texture_px=128)
+    right = left.camera_to_world.copy()
+    right[:, :3, 3] += 0.25 * right[:, :3, 0]
+    both = replace(
+        left,
+        camera_to_world=np.stack([left.camera_to_world, right], axis=1).reshape(-1, 4, 4),
+        stamps_ns=tuple(stamp + late for stamp in left.stamps_ns for late in (0, 2_000_000)),
+    )
+    frames = [(frame.image, frame.stamp_ns, ("left", "right")[k % 2]) for k, frame in enumerate(both)]
+    config = make_config(ReconstructorConfig, {"keyframes.every_image": True})
+    reconstructor = Reconstructor(config, TruePredictor(both, image_size=ImageSize(112)))
+    reconstructor.add_baseline("left", "right", 0.25)
+    updates = [reconstructor.add(*frame) for frame in frames]
+    assert not updates[8].metric
+    assert updates[-1].metric
+    path = np.array([pose[:3, 3] for _, pose in reconstructor.trajectory()])[::2]
+    length = np.linalg.norm(np.diff(path, axis=0), axis=1).sum() * updates[-1].metres_per_unit
+    assert length == pytest.approx(left.path_length(), rel=0.01)
+    reconstructor.reset()
+    assert not any(reconstructor.add(*frame).metric for frame in frames)
+
+
+def test_images_of_different_times_tell_nothing_of_a_rig():
+    left, right = path(20), path(20)
+    right[:, 0, 3] += 0.12
+    stamps = [100_000_000 * k for k in range(20)]
+    late = [stamp + 3 * SAME_TIME_NS for stamp in stamps]
+    assert len(rig_ratios(list(zip(stamps, left)), list(zip(late, right)), 0.12)) == 0
+    ratios = rig_ratios(list(zip(stamps, left)), list(zip([*late[:5], *stamps[5:]], right)), 0.24)
+    np.testing.assert_allclose(ratios, 2.0)
+    assert len(ratios) == 15
+    for wrong in (("left", "left", 0.1), ("left", "right", 0.0), ("left", "right", np.nan)):
+        with pytest.raises(ValueError, match="a baseline must be positive"):
+            MetricReference().add_baseline(*wrong)
 
 
 def test_a_known_depth():

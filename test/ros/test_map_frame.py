@@ -37,8 +37,8 @@ def test_a_new_size_leaves_the_first_camera_where_it_is_and_is_taken_over_only_w
     assert not frame.measured(None)
     said = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert said == [
-        ("INFO", "the map is in metres by odometry over 6 ways, to 1.0 %: its size changes by +150.0 %"),
-        ("INFO", "the map is in metres by odometry over 9 ways, to 1.0 %: its size changes by +4.0 %"),
+        ("INFO", "the map is in metres by 6 known lengths, to 1.0 %: its size changes by +150.0 %"),
+        ("INFO", "the map is in metres by 9 known lengths, to 1.0 %: its size changes by +4.0 %"),
         ("WARNING", "the map's scale is no longer certain: it keeps its size, which may not be metres"),
     ]
     points = np.array([later[:3, 3]], np.float32)

@@ -150,11 +150,14 @@ def test_keyframe_now_takes_the_next_image_even_when_nothing_moved(start):
 
 
 def test_the_quality_of_service_of_a_stream_is_a_parameter(start):
-    rig = start(*SMALL, "qos_overrides.NAMESPACE/image.subscription.reliability:=best_effort")
+    rig = start(*SMALL, "qos_overrides.NAMESPACE/image.subscription.reliability:=best_effort",
+                "qos_overrides.NAMESPACE/dust3r/depth.publisher.reliability:=best_effort")  # fmt: skip
     with running(rig):
         (images,) = rig.recorder.get_subscriptions_info_by_topic(f"{rig.namespace}/image")
         (points,) = rig.recorder.get_publishers_info_by_topic(f"{rig.namespace}/dust3r/points")
         assert images.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
+        (depth,) = rig.recorder.get_publishers_info_by_topic(f"{rig.namespace}/dust3r/depth")
+        assert depth.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
         assert points.qos_profile.reliability == ReliabilityPolicy.RELIABLE
 
 

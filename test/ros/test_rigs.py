@@ -1,0 +1,117 @@
+"""Cameras that are fixed to each other: keyframes at the same times, and the scale by their distance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from camera import START_NS, STEP_X, described, raw, stamp_of
+from layers import layered_view
+from rig import SMALL, running
+from sensor_msgs.msg import CameraInfo, Image
+from tf2_msgs.msg import TFMessage
+
+from dust3r_ros.geometry import make_pose
+from dust3r_ros.ros.cameras import Frame
+from dust3r_ros.ros.convert import header_of, transform_stamped
+from dust3r_ros.ros.qos import image_qos, latched
+from dust3r_ros.ros.rigs import CameraRig
+
+OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+METRES = 3.0  # TF says that the rig is so many times as large as the images' scene has it
+MOUNTS = {"left": 0.0, "right": -METRES * STEP_X}
+MS = 1_000_000
+
+
+def image(camera: str, stamp_ns: int) -> Frame:
+    return Frame(camera, f"{camera}_frame", np.zeros((1, 1, 3), np.uint8), stamp_ns, None, 0.0)
+
+
+def rig_of(known: set[str]) -> tuple[CameraRig, list]:
+    """A rig whose cameras ``known`` TF holds together."""
+    told: list = []
+    rig = CameraRig(lambda a, b: 0.2 if {a, b} <= known else None, lambda *pair: told.append(pair))
+    for camera in ("left", "right", "rear"):
+        rig.meet(image(camera, 0))
+    return rig, told
+
+
+def test_the_baseline_is_told_once_when_tf_knows_it():
+    frames: set[str] = set()
+    rig, told = rig_of(frames)
+    assert told == []
+    frames |= {"left_frame", "right_frame"}
+    for stamp in range(3):
+        rig.meet(image("right", stamp))
+    assert told == [("left", "right", 0.2)]
+
+
+def test_what_the_other_cameras_took_at_the_time_of_a_keyframe_becomes_one_whichever_comes_first():
+    rig, _ = rig_of({"left_frame", "right_frame"})
+    early, late = image("right", 100 * MS), image("right", 201 * MS)
+    assert not rig.wants(early)
+    assert rig.taken(image("left", 102 * MS)) == [early]
+    assert rig.taken(image("left", 103 * MS)) == []  # it is brought once
+    assert rig.taken(image("left", 200 * MS)) == []
+    assert rig.wants(late)
+    assert not rig.wants(image("right", 300 * MS))
+
+
+def test_a_camera_that_is_not_of_the_rig_goes_its_own_way():
+    rig, _ = rig_of({"left_frame", "right_frame"})
+    assert not rig.wants(image("rear", 100 * MS))
+    assert rig.taken(image("left", 100 * MS)) == []
+    assert not rig.wants(image("rear", 100 * MS))
+
+
+class Pair:
+    """Two cameras side by side that take their images together."""
+
+    def __init__(self, rig) -> None:
+        self.rig = rig
+        create = rig.recorder.create_publisher
+        self.images = {
+            name: create(Image, f"{rig.namespace}/{name}/image", image_qos("reliable", 100)) for name in MOUNTS
+        }
+        self.infos = {
+            name: create(CameraInfo, f"{rig.namespace}/{name}/camera_info", image_qos("reliable", 100))
+            for name in MOUNTS
+        }
+        mounts = create(TFMessage, f"{rig.namespace}/tf_static", latched(1))
+        mounts.publish(TFMessage(transforms=[
+            transform_stamped(START_NS, "base_link", f"{name}_optical", make_pose(OPTICAL, np.array([0.0, y, 0.5])))
+            for name, y in MOUNTS.items()
+        ]))  # fmt: skip
+        self.mounts = mounts
+        rig.wait(lambda: all(p.get_subscription_count() for p in (mounts, *self.images.values(), *self.infos.values())))
+
+    def take(self, place: int) -> None:
+        """An image of each camera, and wait until the node has dealt with them."""
+        for shift, name in enumerate(MOUNTS):
+            self.infos[name].publish(described(stamp_of(place), f"{name}_optical", bent=False))
+            message = raw("rgb8", layered_view(STEP_X * (0.3 * place + shift)))
+            message.header = header_of(stamp_of(place), f"{name}_optical")
+            self.images[name].publish(message)
+        status = self.rig.recorded
+        self.rig.wait(lambda: status.status.frames_received == 2 * (place + 1) and not status.in_flight())
+
+
+@pytest.mark.parametrize("every_image", [True, False])
+def test_two_cameras_with_static_transforms_make_the_map_metric(start, every_image):
+    given = [parameter for parameter in SMALL if not parameter.startswith("keyframes")]
+    rig = start(*given, f"keyframes.every_image:={every_image}".lower(), "tf_mode:=base", "intrinsics:=given",
+                "image_topics:=['left/image','right/image']", "transform_timeout:=20.0")  # fmt: skip
+    with running(rig):
+        cameras = Pair(rig)
+        for place in range(8 if every_image else 24):
+            cameras.take(place)
+        rig.wait(rig.settled)
+        assert "are a rig, 0.300 m apart" in rig.log()
+        stamps = [stamp for stamp, _ in rig.recorded.path]
+        assert len(stamps) == 2 * len(set(stamps)) == rig.recorded.status.keyframes  # both cameras, each time
+        assert every_image or rig.recorded.status.dropped_not_needed > 0
+        assert rig.recorded.status.metric
+        places = {}
+        for stamp, pose in rig.recorded.path:
+            places.setdefault(stamp, []).append(pose[:3, 3])
+        distances = [np.linalg.norm(one - other) for one, other in places.values()]
+        assert np.median(distances) == pytest.approx(METRES * STEP_X, rel=0.05)
