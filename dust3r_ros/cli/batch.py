@@ -115,6 +115,8 @@ def _share(arguments: argparse.Namespace, config: ReconstructorConfig) -> Share:
         if Path(config.checkpoint).expanduser().exists():
             arguments.checkpoint = str(path.absolute())  # where the others run is not here
     cores = arguments.cores or (_CORES if arguments.ray else min(_CORES, _own_cores()))
+    if is_network and config.device.startswith("cuda:"):
+        cores = max(cores, _own_cores())  # one at once: all are to use this one GPU
     return Share(cores, gpu=is_network and config.device in ("auto", "cuda"))
 
 

@@ -104,7 +104,7 @@ class Messages:
             point_step=values.itemsize * len(_FIELDS),
             row_step=values.nbytes,
             data=_bytes(values),
-            is_dense=True,
+            is_dense=False,
         )
 
     def _quaternion(self, pose: FloatArray) -> Any:

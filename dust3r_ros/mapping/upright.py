@@ -65,7 +65,8 @@ def _most_layered(points: FloatArray, up: FloatArray) -> FloatArray:
     heights = points @ tried.T
     low, high = np.quantile(heights, [0.02, 0.98], axis=0)
     width = max(float((high - low).max()), 1e-9) / 100
-    peaks = [np.square(np.bincount(((h - h.min()) / width).astype(np.int64))).sum() for h in heights.T]
+    bins = (np.clip(heights, low, high) - low) / width  # a stray point far away makes no layers
+    peaks = [np.square(np.bincount(b.astype(np.int64))).sum() for b in bins.T]
     return np.asarray(tried[int(np.argmax(peaks))])
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from dust3r_ros.errors import TrainingError
+
 BETAS = (0.9, 0.95)
 _KINDS = ("momentum_buffer", "exp_avg", "exp_avg_sq")  # of moments, as PyTorch names them
 
@@ -22,7 +24,8 @@ class Optimiser:
     def __init__(self, named: Mapping[str, nn.Parameter], weight_decay: float) -> None:
         self.steps = 0  # since it began
         self.rate = 0.0  # of the last step
-        self._named = dict(named)
+        if not hasattr(torch.optim, "Muon"):
+            raise TrainingError(f"training needs PyTorch 2.9 or later, got {torch.__version__}")
         inner = {name: p for name, p in named.items() if "blocks" in name and p.ndim == 2}
         other = [p for name, p in named.items() if name not in inner]
         self._muon = torch.optim.Muon(inner.values(), lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import lzma
 import threading
 import zipfile
 import zlib
@@ -18,6 +19,10 @@ from dust3r_ros.viewer.page import Viewer
 from dust3r_ros.viewer.scene import ViewedScene
 
 log = logging.getLogger(__name__)
+
+_UNREADABLE = (  # what a damaged, encrypted or unusual .zip raises
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, NotImplementedError, RuntimeError, EOFError,
+)  # fmt: skip
 
 AUTOMATIC = "automatic"
 _MOST_WINDOW = 20
@@ -62,7 +67,7 @@ def unpacked(file: Upload) -> list[Upload]:
                 raise ImageError(f"more than {_MOST_UNPACKED // 10**9} GB when unpacked")
             inside.sort(key=lambda entry: natural_key(entry.filename))
             found = [Upload(entry.filename, archive.read(entry)) for entry in inside]
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:  # the 4th: encrypted
+    except _UNREADABLE as error:
         raise ImageError(f"this .zip cannot be read ({error})") from error
     if not found:
         raise ImageError("no images are in this .zip")
