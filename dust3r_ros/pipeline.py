@@ -288,7 +288,10 @@ class Reconstructor:
     def _lose(self, new: EncodedKeyframe) -> AlignmentUpdate | None:
         """Note that a keyframe found no place; where a single one is mapped, begin the map anew instead."""
         self._lost += 1
-        log.warning("keyframe %d shares nothing with the map (%d in a row)", new.index, self._lost)
+        log.warning(
+            "keyframe %d shares nothing with the map (%d in a row): moved too far since the last one, or a plain view; "
+            "the map goes on where the camera sees it again", new.index, self._lost,
+        )  # fmt: skip
         if [placed.camera for placed in self._placed.values()] != [new.keyframe.camera]:
             return None  # another camera's first keyframe may be as good as this one
         log.warning("starting the map anew from this keyframe")

@@ -52,6 +52,7 @@ key="$({
     sed '/^\[tool\.ruff\]/q' pyproject.toml # what follows sets up the linters only
 } | sha256sum)"
 stamp=.venv/.dust3r_ros_installed
+key="$key $PWD" # a folder that was moved is made anew: its programs name it
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$key" ]; then exit 0; fi
 
 if [ "$mode" = wheels ] && [ "$(uname -sm)" != "Linux x86_64" ]; then

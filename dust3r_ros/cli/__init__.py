@@ -57,7 +57,7 @@ class _Parser(argparse.ArgumentParser):
         known, unknown = super().parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].split("=")[0]
-            near = difflib.get_close_matches(name, self._option_string_actions, 1)
+            near = difflib.get_close_matches(name, self._option_string_actions, 1, 0.75)
             hint = f", did you mean {near[0]}?" if near else ""
             self.error(f"unknown {'option' if name.startswith('-') else 'argument'} {name}{hint}")
         return known, unknown
