@@ -201,6 +201,11 @@ class Reconstructor:
         """Metres per world unit, once they are sure enough; the map, the path and the updates stay in world units."""
         return self._metres.metric
 
+    @property
+    def keyframes(self) -> int:
+        """How many keyframes are registered."""
+        return len(self._placed)
+
     def trajectory(self) -> list[tuple[int, FloatArray]]:
         """(stamp_ns, camera_to_world (4, 4)) of every registered keyframe, newest estimates, in order."""
         return [(placed.stamp_ns, placed.camera_to_world) for _, placed in sorted(self._placed.items())]

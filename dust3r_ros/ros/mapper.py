@@ -210,6 +210,7 @@ class Mapper:
         loaded = self._keeper.load(self.config.map_folder, path)
         self._forget()
         self.map_points, self._newest_ns = loaded.points, loaded.newest_ns
+        self._outputs.jumped()
         self._outputs.revised()
         return loaded
 
@@ -229,7 +230,7 @@ class Mapper:
 
     def _reconstruct(self, frame: Frame) -> None:
         known = self.frames.camera_in_reference(frame.camera_frame, frame.stamp_ns, self.config.transform_timeout)
-        if known is None and len(self._reconstructor.trajectory()) < 2:  # the map cannot begin anywhere
+        if known is None and self._reconstructor.keyframes < 2:  # the map cannot begin anywhere
             self.statistics.dropped(Drop.NO_TRANSFORM)
             self._anew.add(frame.camera)
             return
@@ -247,6 +248,7 @@ class Mapper:
         self._changed()
         if changes := self._reconstructor.close_loops():  # after publishing: a keyframe does not wait for it
             self._landmarks.follow(changes)
+            self._outputs.jumped()
             self._keeper.changed()
             self._outputs.revised()
             self.map_points = len(self._reconstructor.map)
@@ -267,11 +269,14 @@ class Mapper:
 
     def _publish(self, frame: Frame, update: Update, camera_in_reference: FloatArray | None) -> None:
         pose = update.view.camera_to_world
-        if len(self._reconstructor.trajectory()) == 1:
+        begins = self._reconstructor.keyframes == 1
+        if begins:
             self._landmarks.clear()
             if camera_in_reference is not None:
                 self.frames.anchor(camera_in_reference, pose)
         resized = self.frames.map.measured(self._reconstructor.metric_scale)
+        if begins or resized:
+            self._outputs.jumped()
         self._landmarks.take(update)
         self._poses.keyframe(frame, pose, camera_in_reference)
         self._outputs.keyframe(update, frame.camera_frame, self.config.reconstructor.map)

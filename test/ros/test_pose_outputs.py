@@ -1,5 +1,6 @@
 """Poses of images as messages: in order, whoever publishes them, with covariance and speed."""
 
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -129,6 +130,37 @@ def test_the_first_odometry_and_one_after_a_gap_do_not_know_the_speed():
         assert message.twist.twist.linear.x == 0
         assert message.twist.covariance[0] == 1e6
         assert message.pose.covariance[0] == 1e6  # nothing is known of an aligned keyframe's
+
+
+@pytest.mark.parametrize("jump", ["jumped", "cleared"])
+def test_no_speed_spans_a_jump_of_the_map(jump):
+    outputs, sure = Outputs(), 1e-6 * np.eye(6)
+
+    def publish(step: int, arrived: float) -> None:
+        posed = image(step, arrived=arrived, covariance=sure)
+        assert outputs.publishers.pose(posed, posed.camera)
+
+    before = time.monotonic()
+    publish(0, before)
+    publish(1, before)
+    if jump == "jumped":
+        outputs.publishers.jumped()
+    else:
+        outputs.publishers.cleared(0)
+    publish(2, before)  # in the map before or in the one after: nobody knows
+    publish(3, 1e12)
+    publish(4, 1e12)
+    known = [message.twist.covariance[0] < 1e6 for message in outputs.outlets["odom"].sent]
+    assert known == [False, True, False, False, True]
+
+
+def test_several_cameras_give_the_base_one_odometry_in_order_of_time():
+    outputs = Outputs()
+    for step, name in ((1, "left"), (1, "right"), (3, "left"), (2, "right"), (4, "right")):
+        posed = image(step, name)
+        assert outputs.publishers.pose(posed, TfEdge("base_link", posed.camera.pose))
+    assert outputs.outlets["pose"].stamps() == [1, 1, 3, 2, 4]
+    assert outputs.outlets["odom"].stamps() == [1, 3, 4]
 
 
 def test_a_turn_of_the_camera_moves_what_carries_it():
