@@ -123,6 +123,10 @@ class Reconstructor:
         selector.config = self.config.keyframes
         return selector.consider(image, stamp_ns)
 
+    def taken(self, image: ByteImage, camera: str = "camera") -> None:
+        """An image that ``select`` left out becomes a keyframe all the same: later ones are compared with it."""
+        self._selectors[camera].take(image)
+
     def reconstruct(
         self, image: ByteImage, stamp_ns: int, camera: str = "camera", intrinsics: Intrinsics | None = None
     ) -> Update:

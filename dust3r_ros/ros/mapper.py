@@ -12,6 +12,7 @@ from typing import TypeVar
 from dust3r_ros.config import NodeConfig
 from dust3r_ros.data import ByteImage, FloatArray, Update
 from dust3r_ros.errors import DeviceMemoryError, RosError
+from dust3r_ros.keyframes import KeyframeReason
 from dust3r_ros.landmarks import Landmarks
 from dust3r_ros.pipeline import Reconstructor
 from dust3r_ros.ros.calibration import CalibrationMissingError
@@ -101,9 +102,10 @@ class Mapper:
         self.config = self._poses.config = config
         self._reconstructor.reconfigure(config.reconstructor)
 
-    def time_began_anew(self) -> None:
-        """The images' stamps went back, and the map is kept."""
+    def time_began_anew(self, cameras: list[str]) -> None:
+        """The images' stamps went back, and the map is kept: each camera has to be found in it by a keyframe."""
         self._outputs.time_began_anew()
+        self.take_next(cameras)
         self._lookout.call(self._poses.reset)
 
     def refresh(self) -> None:
@@ -160,14 +162,17 @@ class Mapper:
         frame = shot.read()
         anew = frame.camera in self._anew or self._tries_again(frame.camera)
         decision = self._reconstructor.select(frame.image, frame.stamp_ns, frame.camera, anew=anew)
-        reason = drop_of(decision.reason)
         self._rig.meet(frame)
-        taken = decision.take or (reason is Drop.NOT_NEEDED and self._rig.wants(frame))
-        if taken:
-            self._take(frame)
-        else:
-            self.statistics.dropped(reason)
+        wanted = decision.reason is KeyframeReason.NEAR and self._rig.wants(frame)
+        taken = decision.take or wanted
+        if not taken:
+            self.statistics.dropped(drop_of(decision.reason))
+        companions = self._take(frame) if taken else []
         self._poses.look(frame, taken=taken)  # last: a keyframe does not wait for it
+        for late in companions:
+            self._poses.take(late)
+        for mate in [frame, *companions] if wanted else companions:  # which their own selection did not take
+            self._reconstructor.taken(mate.image, mate.camera)
 
     def _on_lost(self, camera: str) -> None:
         """A camera is not tracked for long: alignment may place a keyframe, unless it has enough to do."""
@@ -182,7 +187,8 @@ class Mapper:
         del self._unplaced[camera]
         return True
 
-    def _take(self, frame: Frame) -> None:
+    def _take(self, frame: Frame) -> list[Frame]:
+        """Queue a keyframe, and those that belong to it, which are returned."""
         self._anew.discard(frame.camera)
         companions = self._rig.taken(frame)
         self.statistics.dropped(Drop.NOT_NEEDED, -len(companions))
@@ -190,6 +196,7 @@ class Mapper:
             if (gone := self._worker.offer(taken)) is not None:
                 self.statistics.dropped(Drop.QUEUE_FULL)
                 self._poses.forget(gone)
+        return companions
 
     def _on_unusable(self, shot: Shot, error: Exception) -> None:
         waits = isinstance(error, CalibrationMissingError)

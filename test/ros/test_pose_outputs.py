@@ -67,6 +67,20 @@ class Odometry:
         return ""
 
 
+class Blind:
+    """A tracker that is lost, unless it ``finds``."""
+
+    def __init__(self) -> None:
+        self.finds, self.lost_since_ns = False, None
+
+    def look(self, image, stamp_ns, **_) -> TrackedPose:
+        if self.finds:
+            self.lost_since_ns = None
+            return TrackedPose(stamp_ns, TrackingState.RELOCALISED, 50, 40, np.eye(4))
+        self.lost_since_ns = stamp_ns if self.lost_since_ns is None else self.lost_since_ns
+        return TrackedPose(stamp_ns, TrackingState.LOST)
+
+
 def along_x(step: int) -> np.ndarray:
     return make_pose(np.eye(3), np.array([float(step), 0.0, 0.0]))
 
@@ -200,6 +214,37 @@ def test_a_transform_that_waits_for_odometry_is_published_at_its_own_time_and_in
     listener.until_ns = 10 * STEP_NS
     poses._publish(frame(5), along_x(5), None)
     assert outputs.tf.stamps() == [1, 2, 3, 4, 5]
+
+
+def test_a_transform_that_waited_too_long_is_not_published():
+    outputs, listener = Outputs(), Odometry()
+    poses, _ = stream("odom", listener, outputs)
+    now = time.monotonic()
+    age = poses.config.pose_max_age
+    for step, arrived in ((1, now - 2 * age), (2, now + 60)):
+        poses._publish(frame(step, arrived), along_x(step), None)
+    listener.until_ns = 10 * STEP_NS
+    poses._publish(frame(3, now + 60), along_x(3), None)
+    assert outputs.tf.stamps() == [2, 3]
+
+
+def test_a_camera_that_stays_lost_where_keyframes_are_placed_asks_for_ever_fewer():
+    outputs, asked = Outputs(), []
+    poses, _ = stream("camera", Odometry(), outputs)
+    poses._lost = lambda camera: asked.append(step)
+    tracker = Blind()
+    poses._trackers["topic"] = tracker
+    for step in range(100):
+        poses.look(frame(step), taken=False)
+        if asked and asked[-1] == step:
+            poses.keyframe(frame(step), along_x(step), np.eye(4))
+    assert asked == [5, 15, 35, 75]  # tenths of a second
+    tracker.finds = True
+    poses.look(frame(100), taken=False)
+    tracker.finds = False
+    for step in range(101, 117):
+        poses.look(frame(step), taken=False)
+    assert asked[4:] == [106, 111, 116]  # none was placed: the map may know the next place
 
 
 def test_what_would_come_too_late_is_counted_and_not_published():
