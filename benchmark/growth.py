@@ -150,7 +150,7 @@ def walk(keyframes: int, config: ReconstructorConfig) -> tuple[list[Block], floa
 def pose_error(reconstructor: Reconstructor) -> float:
     """How far the way between the last two keyframes is from the truth, as a fraction of it, scale aside."""
     found = [pose for _, pose in reconstructor.trajectory()][-6:]
-    last = len(reconstructor.trajectory())
+    last = reconstructor.keyframes
     true = [pose_of(last - len(found) + k) for k in range(len(found))]
     ways = [np.diff([invert_pose(p[0])[:3, :3] @ (q[:3, 3] - p[0][:3, 3]) for q in p], axis=0) for p in (found, true)]
     scale = np.linalg.norm(ways[1]) / np.linalg.norm(ways[0])

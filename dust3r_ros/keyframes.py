@@ -86,9 +86,16 @@ class KeyframeSelector:
         grey = small_grey(image)
         decision = self._decide(grey, self._relative_sharpness(grey), stamp_ns)
         if decision.take:
-            self._tracks = _Tracks.start(grey)
-            self._waiting_since_ns, self._waited = None, 0
+            self._restart(grey)
         return decision
+
+    def take(self, image: ByteImage) -> None:
+        """An image that was considered, and left out, becomes a keyframe all the same."""
+        self._restart(small_grey(image))
+
+    def _restart(self, grey: ByteImage) -> None:
+        self._tracks = _Tracks.start(grey)
+        self._waiting_since_ns, self._waited = None, 0
 
     def _decide(self, grey: ByteImage, sharpness: float, stamp_ns: int) -> KeyframeDecision:
         if self.config.every_image:

@@ -123,6 +123,10 @@ class Reconstructor:
         selector.config = self.config.keyframes
         return selector.consider(image, stamp_ns)
 
+    def taken(self, image: ByteImage, camera: str = "camera") -> None:
+        """An image that ``select`` left out becomes a keyframe all the same: later ones are compared with it."""
+        self._selectors[camera].take(image)
+
     def reconstruct(
         self, image: ByteImage, stamp_ns: int, camera: str = "camera", intrinsics: Intrinsics | None = None
     ) -> Update:
@@ -200,6 +204,11 @@ class Reconstructor:
     def metric_scale(self) -> MetricScale | None:
         """Metres per world unit, once they are sure enough; the map, the path and the updates stay in world units."""
         return self._metres.metric
+
+    @property
+    def keyframes(self) -> int:
+        """How many keyframes are registered."""
+        return len(self._placed)
 
     def trajectory(self) -> list[tuple[int, FloatArray]]:
         """(stamp_ns, camera_to_world (4, 4)) of every registered keyframe, newest estimates, in order."""

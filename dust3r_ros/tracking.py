@@ -57,8 +57,10 @@ class TrackedPose:
 class Tracker:
     """Follows one camera. Images come in order, in one thread; another one may write the landmarks."""
 
-    def __init__(self, camera: str, config: TrackingConfig, landmarks: Landmarks) -> None:
+    def __init__(self, camera: str, config: TrackingConfig, landmarks: Landmarks, waiting: int = 1) -> None:
+        """At most the ``waiting`` newest keyframes wait for their geometry: older ones will not have any."""
         self._camera = camera
+        self._waiting = waiting
         self._config = config
         self._landmarks = landmarks
         self.reset()
@@ -79,14 +81,24 @@ class Tracker:
         """The pose of an image (H, W, 3) uint8 RGB; ``keyframe`` says that it is going to be one."""
         grey = small_grey(image)
         known = {seen.stamp_ns: seen for seen in self._landmarks.of(self._camera)}
-        self._tracks = self._tracks.wanted(known).followed(grey)
-        grown = np.array([image.shape[1] / grey.shape[1], image.shape[0] / grey.shape[0]])
+        self._tracks = self._tracks.wanted(known, self._waiting).followed(grey)
+        grown = _grown(image, grey)
         pixels = (self._tracks.now + 0.5) * grown
         seen = self._tracks.visible
         found = self._locate(known, pixels[seen] if straighten is None else straighten(pixels[seen]))
         if keyframe:
-            self._tracks = self._tracks.begun(grey, stamp_ns, self._config.corners, grown, straighten)
+            self._begin(image, grey, stamp_ns, straighten)
         return self._judged(replace(found, stamp_ns=stamp_ns))
+
+    def take(self, image: ByteImage, stamp_ns: int, straighten: Straighten | None = None) -> None:
+        """An image that was looked at before is going to be a keyframe all the same."""
+        grey = small_grey(image)
+        self._tracks = self._tracks.followed(grey)
+        self._begin(image, grey, stamp_ns, straighten)
+
+    def _begin(self, image: ByteImage, grey: ByteImage, stamp_ns: int, straighten: Straighten | None) -> None:
+        count = self._config.corners
+        self._tracks = self._tracks.begun(grey, stamp_ns, count, _grown(image, grey), straighten)
 
     def _locate(self, known: dict[int, SeenKeyframe], pixels: FloatArray) -> TrackedPose:
         """The pose by the visible tracks, which the image shows at ``pixels`` (N, 2), and the known keyframes."""
@@ -132,6 +144,11 @@ class Tracker:
         return replace(found, state=self._state)
 
 
+def _grown(image: ByteImage, grey: ByteImage) -> FloatArray:
+    """How much larger (2,) the original is than its small copy."""
+    return np.array([image.shape[1] / grey.shape[1], image.shape[0] / grey.shape[0]])
+
+
 @dataclass(frozen=True, eq=False)
 class _Tracks:
     """Corners of keyframes, followed to the newest image.
@@ -165,11 +182,15 @@ class _Tracks:
         left = replace(self, keyframes=tuple(self.keyframes[column] for column in columns), pixels=pixels)
         return left.select(np.asarray(np.isfinite(pixels).any(axis=(1, 2))))
 
-    def wanted(self, known: Collection[int]) -> _Tracks:
-        """Without those of keyframes that are too old, or that newer ones overtook and that will never be known."""
-        if not known:
-            return self
-        return self.among([stamp_ns for stamp_ns in self.keyframes if stamp_ns in known or stamp_ns > max(known)])
+    def wanted(self, known: Collection[int], waiting: int) -> _Tracks:
+        """Without those of keyframes that are too old, or that will never be known: a newer one is, or too many wait.
+
+        Which are newer is told by their order: stamps may have gone back.
+        """
+        stamps = self.keyframes
+        places = [place for place, stamp_ns in enumerate(stamps) if stamp_ns in known]
+        hoped = range(max(places, default=-1) + 1, len(stamps))[-waiting:]
+        return self.among([stamps[place] for place in (*places, *hoped)])
 
     def followed(self, grey: ByteImage) -> _Tracks:
         """In a new image; one that shows too few of them leaves them as they were, to be found in the next."""

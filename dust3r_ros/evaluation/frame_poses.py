@@ -67,7 +67,7 @@ class FramePoses:
         return sorted(found, key=lambda entry: entry[0])
 
     def _take(self, update: Update) -> None:
-        if len(self._reconstructor.trajectory()) == 1:  # the map began with it, perhaps anew
+        if self._reconstructor.keyframes == 1:  # the map began with it, perhaps anew
             self._landmarks.clear()
         self._landmarks.take(update)
         if update.view.registered:

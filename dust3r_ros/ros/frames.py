@@ -18,7 +18,7 @@ from dust3r_ros.ros.transforms import TransformListener
 
 
 class MapFrames:
-    """The map's place on TF. ``problem`` says what hinders it now, empty when nothing does."""
+    """The map's place on TF."""
 
     def __init__(self, config: NodeConfig, listener: TransformListener | None) -> None:
         self._mode = config.tf_mode
@@ -26,7 +26,12 @@ class MapFrames:
         self._reference = {"base": config.base_frame, "odom": config.odom_frame}.get(config.tf_mode, "")
         self._odom_frame = config.odom_frame
         self._listener = listener
-        self.problem = ""
+        self._problems: dict[str, str] = {}  # by the camera's frame
+
+    @property
+    def problem(self) -> str:
+        """What hinders a camera now, the one that has been hindered longest; empty when nothing does."""
+        return next(iter(self._problems.copy().values()), "")
 
     @property
     def needs_transforms(self) -> bool:
@@ -43,7 +48,7 @@ class MapFrames:
         try:
             return self._listener.lookup(self._reference, camera_frame, stamp_ns, timeout_s)
         except TransformMissingError as error:
-            self.problem = f"transform {self._reference} -> {camera_frame} is missing: {error}"
+            self._problems[camera_frame] = f"transform {self._reference} -> {camera_frame} is missing: {error}"
             return None
 
     def camera_in_reference_now(self, camera_frame: str, stamp_ns: int) -> FloatArray | None:
@@ -88,9 +93,10 @@ class MapFrames:
         if parent:
             other = "base or odom" if self._mode == "camera" else "odom"
             advice = f": tf_mode {other} hangs the robot's own tree below it" if self._mode != "odom" else ""
-            self.problem = f"{child} has the parent {parent} on TF, {self.map.name} -> {child} is not published{advice}"
+            hinders = f"{child} has the parent {parent} on TF, {self.map.name} -> {child} is not published{advice}"
+            self._problems[camera_frame] = hinders
             return None
-        self.problem = ""
+        self._problems.pop(camera_frame, None)
         return TfEdge(child, self.map.from_world.apply_to_pose(camera_to_world) @ invert_pose(camera_in_reference))
 
     def body(self, camera: TfEdge, edge: TfEdge | None) -> TfEdge:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from dust3r_ros.data import ByteImage
 from dust3r_ros.errors import RosError
 from dust3r_ros.pipeline import Reconstructor
@@ -54,10 +52,8 @@ def _lens(request: Localize.Request, image: ByteImage, rectified: bool) -> Lens 
 
 
 def _response(found: Located, stamp_ns: int, frame: MapFrame) -> Localize.Response:
-    to_map = frame.from_world
-    unit = np.diag([to_map.scale] * 3 + [1.0] * 3)
-    camera = TfEdge("", to_map.apply_to_pose(found.camera_to_world))
-    image = PosedImage(stamp_ns, camera, 0.0, unit @ found.covariance @ unit)
+    camera = TfEdge("", frame.from_world.apply_to_pose(found.camera_to_world))
+    image = PosedImage(stamp_ns, camera, 0.0, frame.covariance(found.covariance))
     response = Localize.Response(success=True, points=found.points, inliers=found.inliers)
     response.pose.header = header_of(stamp_ns, frame.name)
     response.pose.pose.pose = pose_message(camera.pose)

@@ -85,6 +85,11 @@ class MapFrame:
             return cloud
         return PointCloud(cloud.points @ matrix[:3, :3].T + matrix[:3, 3], cloud.colours, cloud.confidence)
 
+    def covariance(self, in_world: FloatArray) -> FloatArray:
+        """The covariance (6, 6) of a camera's pose, as ``ViewEstimate.pose_covariance``, in map units."""
+        unit = np.diag([self.from_world.scale] * 3 + [1.0] * 3)
+        return np.asarray(unit @ in_world @ unit)
+
     def path(self, trajectory: list[tuple[int, FloatArray]]) -> list[tuple[int, FloatArray]]:
         """A path of the world, (stamp_ns, camera_to_world (4, 4)), in the map."""
         poses = self.from_world.apply_to_pose(np.array([pose for _, pose in trajectory]).reshape(-1, 4, 4))

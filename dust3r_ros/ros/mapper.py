@@ -12,6 +12,7 @@ from typing import TypeVar
 from dust3r_ros.config import NodeConfig
 from dust3r_ros.data import ByteImage, FloatArray, Update
 from dust3r_ros.errors import DeviceMemoryError, RosError
+from dust3r_ros.keyframes import KeyframeReason
 from dust3r_ros.landmarks import Landmarks
 from dust3r_ros.pipeline import Reconstructor
 from dust3r_ros.ros.calibration import CalibrationMissingError
@@ -101,9 +102,10 @@ class Mapper:
         self.config = self._poses.config = config
         self._reconstructor.reconfigure(config.reconstructor)
 
-    def time_began_anew(self) -> None:
-        """The images' stamps went back, and the map is kept."""
+    def time_began_anew(self, cameras: list[str]) -> None:
+        """The images' stamps went back, and the map is kept: each camera has to be found in it by a keyframe."""
         self._outputs.time_began_anew()
+        self.take_next(cameras)
         self._lookout.call(self._poses.reset)
 
     def refresh(self) -> None:
@@ -160,14 +162,17 @@ class Mapper:
         frame = shot.read()
         anew = frame.camera in self._anew or self._tries_again(frame.camera)
         decision = self._reconstructor.select(frame.image, frame.stamp_ns, frame.camera, anew=anew)
-        reason = drop_of(decision.reason)
         self._rig.meet(frame)
-        taken = decision.take or (reason is Drop.NOT_NEEDED and self._rig.wants(frame))
-        if taken:
-            self._take(frame)
-        else:
-            self.statistics.dropped(reason)
+        wanted = decision.reason is KeyframeReason.NEAR and self._rig.wants(frame)
+        taken = decision.take or wanted
+        if not taken:
+            self.statistics.dropped(drop_of(decision.reason))
+        companions = self._take(frame) if taken else []
         self._poses.look(frame, taken=taken)  # last: a keyframe does not wait for it
+        for late in companions:
+            self._poses.take(late)
+        for mate in [frame, *companions] if wanted else companions:  # which their own selection did not take
+            self._reconstructor.taken(mate.image, mate.camera)
 
     def _on_lost(self, camera: str) -> None:
         """A camera is not tracked for long: alignment may place a keyframe, unless it has enough to do."""
@@ -182,7 +187,8 @@ class Mapper:
         del self._unplaced[camera]
         return True
 
-    def _take(self, frame: Frame) -> None:
+    def _take(self, frame: Frame) -> list[Frame]:
+        """Queue a keyframe, and those that belong to it, which are returned."""
         self._anew.discard(frame.camera)
         companions = self._rig.taken(frame)
         self.statistics.dropped(Drop.NOT_NEEDED, -len(companions))
@@ -190,6 +196,7 @@ class Mapper:
             if (gone := self._worker.offer(taken)) is not None:
                 self.statistics.dropped(Drop.QUEUE_FULL)
                 self._poses.forget(gone)
+        return companions
 
     def _on_unusable(self, shot: Shot, error: Exception) -> None:
         waits = isinstance(error, CalibrationMissingError)
@@ -210,6 +217,7 @@ class Mapper:
         loaded = self._keeper.load(self.config.map_folder, path)
         self._forget()
         self.map_points, self._newest_ns = loaded.points, loaded.newest_ns
+        self._outputs.jumped()
         self._outputs.revised()
         return loaded
 
@@ -229,7 +237,7 @@ class Mapper:
 
     def _reconstruct(self, frame: Frame) -> None:
         known = self.frames.camera_in_reference(frame.camera_frame, frame.stamp_ns, self.config.transform_timeout)
-        if known is None and len(self._reconstructor.trajectory()) < 2:  # the map cannot begin anywhere
+        if known is None and self._reconstructor.keyframes < 2:  # the map cannot begin anywhere
             self.statistics.dropped(Drop.NO_TRANSFORM)
             self._anew.add(frame.camera)
             return
@@ -247,6 +255,7 @@ class Mapper:
         self._changed()
         if changes := self._reconstructor.close_loops():  # after publishing: a keyframe does not wait for it
             self._landmarks.follow(changes)
+            self._outputs.jumped()
             self._keeper.changed()
             self._outputs.revised()
             self.map_points = len(self._reconstructor.map)
@@ -267,11 +276,14 @@ class Mapper:
 
     def _publish(self, frame: Frame, update: Update, camera_in_reference: FloatArray | None) -> None:
         pose = update.view.camera_to_world
-        if len(self._reconstructor.trajectory()) == 1:
+        begins = self._reconstructor.keyframes == 1
+        if begins:
             self._landmarks.clear()
             if camera_in_reference is not None:
                 self.frames.anchor(camera_in_reference, pose)
         resized = self.frames.map.measured(self._reconstructor.metric_scale)
+        if begins or resized:
+            self._outputs.jumped()
         self._landmarks.take(update)
         self._poses.keyframe(frame, pose, camera_in_reference)
         self._outputs.keyframe(update, frame.camera_frame, self.config.reconstructor.map)

@@ -195,7 +195,7 @@ class Dust3rNode(LifecycleNode):
             self._resetting.set()
             self._reset(self._mapper).add_done_callback(lambda _: self._resetting.clear())
         elif self._mapper is not None:
-            self._mapper.time_began_anew()
+            self._mapper.time_began_anew([camera.topics.image for camera in self._cameras])
         return anew
 
     def _refresh(self) -> None:

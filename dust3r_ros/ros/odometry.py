@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,12 @@ class OdometryBuilder:
     def __init__(self, map_frame: str) -> None:
         self._map_frame = map_frame
         self._before: dict[str, tuple[int, FloatArray, FloatArray]] = {}
+        self._since = -float("inf")
+
+    def forget(self) -> None:
+        """The map jumped: no speed is taken from an image that arrived before, wherever that has its pose."""
+        self._since = time.monotonic()
+        self._before.clear()
 
     def build(self, image: PosedImage, body: TfEdge) -> Odometry:
         """The message of a body (the camera, or what carries it) at an image's time."""
@@ -43,12 +50,13 @@ class OdometryBuilder:
         message = Odometry(header=header_of(image.stamp_ns, self._map_frame), child_frame_id=body.child)
         message.pose = PoseWithCovariance(pose=pose_message(body.pose), covariance=covariance.ravel())
         message.twist = self._twist(image.stamp_ns, body, covariance)
-        self._before[body.child] = (image.stamp_ns, body.pose, covariance)
+        if image.arrived >= self._since:
+            self._before[body.child] = (image.stamp_ns, body.pose, covariance)
         return message
 
     def _twist(self, stamp_ns: int, body: TfEdge, covariance: FloatArray) -> TwistWithCovariance:
         """The mean speed since the image before, in the body's own axes; of unknown covariance without one."""
-        stamp_before, before, covariance_before = self._before.get(body.child, (0, body.pose, covariance))
+        stamp_before, before, covariance_before = self._before.get(body.child, (stamp_ns, body.pose, covariance))
         seconds = 1e-9 * (stamp_ns - stamp_before)
         if not 0 < seconds <= _LONGEST_S:
             return TwistWithCovariance(covariance=(_UNKNOWN * np.eye(6)).ravel())

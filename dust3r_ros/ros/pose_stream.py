@@ -6,8 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import numpy as np
-
 from dust3r_ros.config import NodeConfig
 from dust3r_ros.data import FloatArray
 from dust3r_ros.landmarks import Landmarks
@@ -17,10 +15,10 @@ from dust3r_ros.ros.map_frame import TfEdge
 from dust3r_ros.ros.odometry import PosedImage
 from dust3r_ros.ros.publishers import Publishers
 from dust3r_ros.ros.tracking_statistics import PoseFate, TrackingStatistics
-from dust3r_ros.tracking import Tracker
+from dust3r_ros.tracking import Straighten, Tracker
 
 _WAITING = 8  # images whose transforms have not come yet
-_LOST_NS = 500_000_000  # after which a keyframe is asked for: relocalisation works on keyframes
+_LOST_NS = 500_000_000  # after which a keyframe is asked for: relocalisation works on keyframes; doubled by each
 
 
 class PoseStream:
@@ -45,6 +43,8 @@ class PoseStream:
         """Forget all images: the map, or time, begins anew."""
         self._trackers: dict[str, Tracker] = {}
         self._waiting: deque[tuple[PosedImage, FloatArray]] = deque(maxlen=_WAITING)
+        self._asked: set[str] = set()  # cameras for which a keyframe was asked for and not placed yet
+        self._patience_ns: dict[str, int] = {}  # how long a camera is lost before the next one is
 
     def forget(self, frame: Frame) -> None:
         """A keyframe gave way to newer ones before it was worked on."""
@@ -58,44 +58,57 @@ class PoseStream:
         if self._late(frame) and not taken:
             self._statistics.note(PoseFate.STALE)
             return
-        tracker = self._trackers.get(frame.camera)
-        if tracker is None:
-            tracker = Tracker(frame.camera, self.config.reconstructor.tracking, self._landmarks)
-            self._trackers[frame.camera] = tracker
-        straighten = frame.lens.straighten if frame.lens is not None else None
-        tracked = tracker.look(frame.image, frame.stamp_ns, keyframe=taken, straighten=straighten)
+        tracker = self._tracker(frame.camera)
+        tracked = tracker.look(frame.image, frame.stamp_ns, keyframe=taken, straighten=_straighten(frame))
         self._statistics.looked(frame.camera, tracked)
         if tracked.camera_to_world is not None:
+            self._patience_ns.pop(frame.camera, None)
+            self._asked.discard(frame.camera)
             in_time = not self._late(frame) and self._publish(frame, tracked.camera_to_world, tracked.covariance)
             fate = PoseFate.PUBLISHED if in_time else PoseFate.STALE
             self._statistics.note(fate, time.monotonic() - frame.arrived)
-        if tracker.lost_since_ns is not None and frame.stamp_ns - tracker.lost_since_ns >= _LOST_NS and not taken:
+        patience_ns = self._patience_ns.get(frame.camera, _LOST_NS)
+        if tracker.lost_since_ns is not None and frame.stamp_ns - tracker.lost_since_ns >= patience_ns and not taken:
             tracker.lost_since_ns = frame.stamp_ns
+            self._asked.add(frame.camera)
             self._lost(frame.camera)
+
+    def take(self, frame: Frame) -> None:
+        """An image that was looked at before becomes a keyframe all the same."""
+        if self.config.reconstructor.tracking.enabled:
+            self._tracker(frame.camera).take(frame.image, frame.stamp_ns, _straighten(frame))
+
+    def _tracker(self, camera: str) -> Tracker:
+        if camera not in self._trackers:
+            waiting = self.config.queue_size + 1  # and the one that is worked on
+            self._trackers[camera] = Tracker(camera, self.config.reconstructor.tracking, self._landmarks, waiting)
+        return self._trackers[camera]
 
     def keyframe(self, frame: Frame, camera_to_world: FloatArray, camera_in_reference: FloatArray | None) -> None:
         """Publish a keyframe's aligned pose, if no newer image's was published; in the worker's thread."""
+        if frame.camera in self._asked:  # it was placed; where that does not end it, another one will hardly do
+            self._asked.discard(frame.camera)
+            self._patience_ns[frame.camera] = 2 * self._patience_ns.get(frame.camera, _LOST_NS)
         image = self._posed(frame, camera_to_world, None)
         edge = self._frames.edge(frame.camera_frame, camera_to_world, camera_in_reference)
         if edge is not None:
             self._outputs.transform(image, edge)
         self._outputs.pose(image, self._frames.body(image.camera, edge))
 
-    def _late(self, frame: Frame) -> bool:
-        return time.monotonic() - frame.arrived > self.config.pose_max_age
+    def _late(self, image: Frame | PosedImage) -> bool:
+        return time.monotonic() - image.arrived > self.config.pose_max_age
 
     def _posed(self, frame: Frame, camera_to_world: FloatArray, covariance: FloatArray | None) -> PosedImage:
-        to_map = self._frames.map.from_world
-        if covariance is not None:
-            unit = np.diag([to_map.scale] * 3 + [1.0] * 3)
-            covariance = unit @ covariance @ unit
-        camera = TfEdge(frame.camera_frame, to_map.apply_to_pose(camera_to_world))
-        return PosedImage(frame.stamp_ns, camera, frame.arrived, covariance)
+        world = self._frames.map
+        camera = TfEdge(frame.camera_frame, world.from_world.apply_to_pose(camera_to_world))
+        in_map = world.covariance(covariance) if covariance is not None else None
+        return PosedImage(frame.stamp_ns, camera, frame.arrived, in_map)
 
     def _publish(self, frame: Frame, camera_to_world: FloatArray, covariance: FloatArray | None) -> bool:
         """TF first: who hears of the pose finds its transform. False when a newer pose was published."""
         image = self._posed(frame, camera_to_world, covariance)
-        waiting, edge = [*self._waiting, (image, camera_to_world)], None
+        in_time = [entry for entry in self._waiting if not self._late(entry[0])]
+        waiting, edge = [*in_time, (image, camera_to_world)], None
         self._waiting.clear()
         for earlier, pose in waiting:
             known = self._frames.camera_in_reference_now(earlier.camera.child, earlier.stamp_ns)
@@ -105,3 +118,7 @@ class PoseStream:
             elif edge is not None:
                 self._outputs.transform(earlier, edge)
         return self._outputs.pose(image, self._frames.body(image.camera, edge))
+
+
+def _straighten(frame: Frame) -> Straighten | None:
+    return frame.lens.straighten if frame.lens is not None else None

@@ -116,13 +116,17 @@ class Publishers:
             self._publishers[name].publish(build())
 
     def pose(self, image: PosedImage, body: TfEdge) -> bool:
-        """An image's pose and, of its ``body``, odometry; False, and nothing, when a newer one was published."""
+        """An image's pose and, of its ``body``, odometry: each unless a newer one was published.
+
+        Says whether the pose was published.
+        """
         with self._ordering:
             if not self._comes_in_order(image.camera.child, image):
                 return False
             pose, world = image.camera.pose, self._world.name
             self.publish("pose", lambda: pose_stamped(image.stamp_ns, world, pose))
-            self.publish("odom", lambda: self._odometry.build(image, body))
+            if self._comes_in_order(f"odometry of {body.child}", image):  # which several cameras may share
+                self.publish("odom", lambda: self._odometry.build(image, body))
             return True
 
     def transform(self, image: PosedImage, edge: TfEdge) -> None:
@@ -146,6 +150,11 @@ class Publishers:
         with self._ordering:
             self._since = time.monotonic()
             self._newest.clear()
+
+    def jumped(self) -> None:
+        """The whole map has another size, shape or beginning: poses before and after it make no speed."""
+        with self._ordering:
+            self._odometry.forget()
 
     def keyframe(self, update: Update, camera_frame: str, config: MapConfig) -> None:
         """What a new, registered keyframe gives at once, beside its pose. Path and map follow when they are due."""
@@ -191,6 +200,7 @@ class Publishers:
         """An empty path, no frusta and an empty map, in place of what readers still show."""
         with self._ordering:
             self._newest.clear()
+        self.jumped()
         self._publishers["path"].publish(self._path.build(stamp_ns, []))
         self._publishers["map"].publish(cloud_message(stamp_ns, self._world.name, PointCloud.empty()))
         self._publishers["keyframes"].publish(frusta_message(stamp_ns, self._world.name, [], None, 0.0))

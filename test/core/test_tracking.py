@@ -45,7 +45,7 @@ class Session:
         config = make_config(ReconstructorConfig, {"loops.enabled": False})
         self.reconstructor = Reconstructor(config, predictor(walk))
         self.landmarks = Landmarks()
-        self.tracker = Tracker(CAMERA, TrackingConfig(), self.landmarks)
+        self.tracker = Tracker(CAMERA, TrackingConfig(), self.landmarks, waiting=3)
         self.delay, self.straighten = delay, straighten
         self.due, self.updates, self.tracked = [], {}, []
 
@@ -160,6 +160,36 @@ def test_a_keyframe_whose_older_ones_were_dropped_has_all_of_its_view(walk, imag
     found = session.see(13)
     assert found.state is TrackingState.TRACKING
     assert found.points > 60
+
+
+def test_corners_of_keyframes_that_never_get_depth_are_let_go_and_the_others_stay(walk, images):
+    unknown = Session(walk, images, delay=100).run(range(12), keyframes=range(12))
+    assert unknown.tracker._tracks.keyframes == tuple(walk.stamps_ns[8:12])  # three, and the newest image's own
+    session = Session(walk, images, delay=0).run(range(12), keyframes=(0, 8))
+    session.delay = 100
+    session.run(range(12, 24), keyframes=range(12, 24))
+    assert session.tracker._tracks.keyframes == tuple(walk.stamps_ns[index] for index in (0, 8, 20, 21, 22, 23))
+    assert session.tracked[-1].state is TrackingState.TRACKING
+
+
+def test_a_keyframe_of_an_earlier_stamp_counts_once_it_is_known(walk, images):
+    session = Session(walk, images).run(range(16), keyframes=(8, 12))
+    session.tracker.reset()
+    session.delay = 3
+    session.run(range(6), keyframes=(0,))
+    assert session.tracker._tracks.keyframes == (walk.stamps_ns[0],)
+    assert session.see(6).state is TrackingState.TRACKING
+
+
+def test_an_image_may_become_a_keyframe_after_it_was_looked_at(walk, images):
+    session = Session(walk, images).run(range(12))
+    for index in range(12, FRAMES):
+        session.see(index)
+        if index % 4 == 0:
+            session.tracker.take(images[index], walk.stamps_ns[index])
+            session.reconstruct(index)
+    assert [t.state for t in session.tracked[12:]] == [TrackingState.TRACKING] * (FRAMES - 12)
+    assert session.errors()[0].max() < 0.03
 
 
 def test_pixels_are_straightened_before_they_are_compared_with_points(walk, images):

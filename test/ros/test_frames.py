@@ -85,6 +85,19 @@ def test_a_missing_transform_is_a_problem_and_never_the_identity():
     assert tree.edge("optical", np.eye(4), None) is None
 
 
+def test_a_camera_that_is_well_placed_does_not_hide_the_problem_of_another():
+    tree = frames("base")
+    known = tree.camera_in_reference("optical", 0, 0.0)
+    for camera in ("other", "third"):
+        assert tree.camera_in_reference(camera, -1, 0.0) is None
+    assert tree.edge("optical", np.eye(4), known) is not None
+    assert tree.problem == "transform base_link -> other is missing: too old"
+    tree.edge("other", np.eye(4), known)
+    assert tree.problem == "transform base_link -> third is missing: too old"
+    tree.edge("third", np.eye(4), known)
+    assert tree.problem == ""
+
+
 @pytest.mark.parametrize("mode", ["camera", "base", "odom"])
 def test_the_scale_comes_from_odometry_in_every_mode_and_is_not_waited_for(mode):
     tree = frames(mode)

@@ -44,6 +44,8 @@ def test_a_new_size_leaves_the_first_camera_where_it_is_and_is_taken_over_only_w
     points = np.array([later[:3, 3]], np.float32)
     cloud = frame.placed(PointCloud(points, np.zeros((1, 3), np.uint8), np.ones(1, np.float32)))
     np.testing.assert_allclose(cloud.points[0], frame.path([(0, later)])[0][1][:3, 3], rtol=1e-6)
+    spread = frame.covariance(np.ones((6, 6)))
+    np.testing.assert_allclose([spread[0, 0], spread[0, 3], spread[3, 3]], [2.6**2, 2.6, 1.0])
     frame.begin(at, np.eye(4))  # a new map
     assert frame.from_world.scale == 1.0
     assert frame.path([]) == []

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from dust3r_ros.config import NodeConfig
 from dust3r_ros.data import Intrinsics
-from dust3r_ros.geometry import backproject, invert_pose, make_pose, transform_points
+from dust3r_ros.geometry import Similarity, backproject, invert_pose, make_pose, transform_points
 from dust3r_ros.options import make_config
 from dust3r_ros.pipeline import Reconstructor
 from dust3r_ros.predictor import ImageSize
@@ -85,12 +85,15 @@ class Session:
         self.statistics = Statistics()
         self.mapper = Mapper(config, self.frames, self.outputs, self.statistics, lambda: None, "/dust3r")
 
+    def frame(self, index: int) -> Frame:
+        image = self.walk.frame(index)
+        return Frame("camera", "optical", image.image, image.stamp_ns, None, 0.0)
+
     def see(self, index: int) -> dict[str, list]:
         """Work on one frame and refresh, as the node does; what was published."""
         before = {name: len(outlet.sent) for name, outlet in self.outlets.items()}
-        image = self.walk.frame(index)
-        frame = Frame("camera", "optical", image.image, image.stamp_ns, None, 0.0)
-        self.mapper.offer(Shot(image.stamp_ns, lambda: frame))
+        frame = self.frame(index)
+        self.mapper.offer(Shot(frame.stamp_ns, lambda: frame))
         assert self.mapper._lookout.wait_idle(PATIENCE_S) and self.mapper._worker.wait_idle(PATIENCE_S)
         self.mapper.refresh()
         assert self.mapper._worker.wait_idle(PATIENCE_S)
@@ -165,6 +168,22 @@ def test_path_map_depth_and_tf_become_metric_together_and_the_map_stays_where_it
         assert np.nanmedian(depth_of(keyframe) / true_depth) == pytest.approx(1.0, abs=0.03)
         assert_on_tf(session, index, sent)
     assert flipped is not None and flipped > 6
+
+
+def test_whoever_takes_speeds_is_told_of_each_jump_of_the_map(session, monkeypatch):
+    jumps = []
+    monkeypatch.setattr(session.outputs._odometry, "forget", lambda: jumps.append(session.frames.map.from_world.scale))
+    for index in range(FRAMES):
+        session.see(index)
+    sizes = list(dict.fromkeys(jumps))
+    assert sizes[0] == 1.0 and sizes[-1] == session.frames.map.from_world.scale != 1.0
+    before = len(jumps)
+    changes = {0: Similarity.identity()}
+    monkeypatch.setattr(session.mapper.reconstructor, "close_loops", lambda: changes)
+    session.mapper._reconstruct(session.frame(FRAMES - 1))
+    assert len(jumps) > before
+    session.mapper.reset().result(PATIENCE_S)
+    assert len(jumps) > before + 1
 
 
 def scaled(k: Intrinsics, width: int, height: int) -> Intrinsics:

@@ -1,5 +1,6 @@
 """Poses of images as messages: in order, whoever publishes them, with covariance and speed."""
 
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -64,6 +65,20 @@ class Odometry:
 
     def parent_of(self, child):
         return ""
+
+
+class Blind:
+    """A tracker that is lost, unless it ``finds``."""
+
+    def __init__(self) -> None:
+        self.finds, self.lost_since_ns = False, None
+
+    def look(self, image, stamp_ns, **_) -> TrackedPose:
+        if self.finds:
+            self.lost_since_ns = None
+            return TrackedPose(stamp_ns, TrackingState.RELOCALISED, 50, 40, np.eye(4))
+        self.lost_since_ns = stamp_ns if self.lost_since_ns is None else self.lost_since_ns
+        return TrackedPose(stamp_ns, TrackingState.LOST)
 
 
 def along_x(step: int) -> np.ndarray:
@@ -131,6 +146,37 @@ def test_the_first_odometry_and_one_after_a_gap_do_not_know_the_speed():
         assert message.pose.covariance[0] == 1e6  # nothing is known of an aligned keyframe's
 
 
+@pytest.mark.parametrize("jump", ["jumped", "cleared"])
+def test_no_speed_spans_a_jump_of_the_map(jump):
+    outputs, sure = Outputs(), 1e-6 * np.eye(6)
+
+    def publish(step: int, arrived: float) -> None:
+        posed = image(step, arrived=arrived, covariance=sure)
+        assert outputs.publishers.pose(posed, posed.camera)
+
+    before = time.monotonic()
+    publish(0, before)
+    publish(1, before)
+    if jump == "jumped":
+        outputs.publishers.jumped()
+    else:
+        outputs.publishers.cleared(0)
+    publish(2, before)  # in the map before or in the one after: nobody knows
+    publish(3, 1e12)
+    publish(4, 1e12)
+    known = [message.twist.covariance[0] < 1e6 for message in outputs.outlets["odom"].sent]
+    assert known == [False, True, False, False, True]
+
+
+def test_several_cameras_give_the_base_one_odometry_in_order_of_time():
+    outputs = Outputs()
+    for step, name in ((1, "left"), (1, "right"), (3, "left"), (2, "right"), (4, "right")):
+        posed = image(step, name)
+        assert outputs.publishers.pose(posed, TfEdge("base_link", posed.camera.pose))
+    assert outputs.outlets["pose"].stamps() == [1, 1, 3, 2, 4]
+    assert outputs.outlets["odom"].stamps() == [1, 3, 4]
+
+
 def test_a_turn_of_the_camera_moves_what_carries_it():
     covariance = np.zeros((6, 6))
     covariance[5, 5] = 1e-4  # the turn about z: 0.01 rad
@@ -168,6 +214,37 @@ def test_a_transform_that_waits_for_odometry_is_published_at_its_own_time_and_in
     listener.until_ns = 10 * STEP_NS
     poses._publish(frame(5), along_x(5), None)
     assert outputs.tf.stamps() == [1, 2, 3, 4, 5]
+
+
+def test_a_transform_that_waited_too_long_is_not_published():
+    outputs, listener = Outputs(), Odometry()
+    poses, _ = stream("odom", listener, outputs)
+    now = time.monotonic()
+    age = poses.config.pose_max_age
+    for step, arrived in ((1, now - 2 * age), (2, now + 60)):
+        poses._publish(frame(step, arrived), along_x(step), None)
+    listener.until_ns = 10 * STEP_NS
+    poses._publish(frame(3, now + 60), along_x(3), None)
+    assert outputs.tf.stamps() == [2, 3]
+
+
+def test_a_camera_that_stays_lost_where_keyframes_are_placed_asks_for_ever_fewer():
+    outputs, asked = Outputs(), []
+    poses, _ = stream("camera", Odometry(), outputs)
+    poses._lost = lambda camera: asked.append(step)
+    tracker = Blind()
+    poses._trackers["topic"] = tracker
+    for step in range(100):
+        poses.look(frame(step), taken=False)
+        if asked and asked[-1] == step:
+            poses.keyframe(frame(step), along_x(step), np.eye(4))
+    assert asked == [5, 15, 35, 75]  # tenths of a second
+    tracker.finds = True
+    poses.look(frame(100), taken=False)
+    tracker.finds = False
+    for step in range(101, 117):
+        poses.look(frame(step), taken=False)
+    assert asked[4:] == [106, 111, 116]  # none was placed: the map may know the next place
 
 
 def test_what_would_come_too_late_is_counted_and_not_published():
