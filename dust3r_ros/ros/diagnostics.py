@@ -182,7 +182,7 @@ def model_finding(mapper: Mapper) -> Finding:
 def frames_finding(mapper: Mapper, snapshot: Snapshot) -> Finding:
     """Where the map hangs on TF, and its scale."""
     config, problem = mapper.config, mapper.frames.problem
-    metric = snapshot.newest is not None and snapshot.newest.metric
+    metric = mapper.frames.map.metric
     level, message = (WARN, problem) if problem else (OK, "ok")
     if not problem and mapper.frames.needs_transforms and snapshot.newest is not None and not metric:
         level = WARN

@@ -208,6 +208,7 @@ class Mapper:
 
     def _reset(self) -> None:
         self._reconstructor.reset()
+        self.frames.map.metric = False
         self._forget()
         self._outputs.cleared(self._newest_ns)
 

@@ -220,6 +220,7 @@ class Dust3rNode(LifecycleNode):
                 state=self._state_in_words(snapshot),
                 queue_length=mapper.queue_length if mapper is not None else 0,
                 map_points=mapper.map_points if mapper is not None else 0,
+                metric=mapper is not None and mapper.frames.map.metric,
             )
         )
 
