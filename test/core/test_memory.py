@@ -224,6 +224,20 @@ def test_an_image_is_placed_in_the_live_map_which_stays_as_it_is(first):
         np.testing.assert_array_equal(pose, now)
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_the_image_is_encoded_anew_only_with_other_intrinsics(first, given, monkeypatch):
+    encode, tried = predictor().encode, []
+
+    def counted(image, camera, intrinsics=None):
+        if camera == "query":
+            tried.append(intrinsics)
+        return encode(image, camera, intrinsics)
+
+    monkeypatch.setattr(predictor(), "encode", counted)
+    LiveLocaliser(first).locate(walk().frame(WAY + 6).image, walk().intrinsics if given else None)
+    assert len(tried) == len(set(tried)) == (1 if given else 2)
+
+
 def test_in_an_empty_map_there_is_no_place():
     with pytest.raises(AlignmentError, match="the map has no place"):
         LiveLocaliser(session()).locate(walk().frame(0).image)
