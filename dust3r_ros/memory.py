@@ -191,8 +191,9 @@ def _check_place(place: Place) -> None:
         height, width = from_jpeg(place.image.jpeg).shape[:2]
     except ImageError as error:
         raise ValueError(f"{name}: {error}") from error
-    transform = place.image.transform
-    sizes = {anchor.size, (height, width), (transform.network_height, transform.network_width)}
+    transform, given = place.image.transform, place.image.intrinsics or anchor.intrinsics
+    sizes = {anchor.size, (height, width), (transform.network_height, transform.network_width),
+             (given.height, given.width)}  # fmt: skip
     if len(sizes) > 1:
         raise ValueError(f"{name}: image, intrinsics and transform must be of one size, got {sorted(sizes)}")
 

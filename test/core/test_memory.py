@@ -164,6 +164,7 @@ DAMAGES = {
     "grid": (lambda a: {"place_grid": a["place_grid"] * 0}, "keyframe 0: grid must be at least 1, got 0"),
     "jpeg": (lambda a: {"place_jpeg": a["place_jpeg"] * 0}, "keyframe 0: a JPEG must be bytes that can be decoded"),
     "size": (lambda a: {"place_transform": a["place_transform"] + 1}, "keyframe 0: image, intrinsics and transform"),
+    "given": (lambda a: {"place_given": np.ones_like(a["place_given"])}, "keyframe 0: image, intrinsics and transform"),
     "relations": (lambda a: {"relation_ends": a["relation_ends"] + 100}, "relations, loops and parents must be among"),
     "no keyframes": (lambda a: {k: v[:0] for k, v in a.items() if k.startswith("placed_")}, "placed must hold"),
     "fewer keyframes": (lambda a: {k: v[2:] for k, v in a.items() if k.startswith("placed_")}, r"not so \[0, 1\]"),
