@@ -192,8 +192,11 @@ def to_jpeg(pixels: ByteImage, quality: int) -> ByteImage:
 
 
 def from_jpeg(data: ByteImage) -> ByteImage:
-    """(H, W, 3) uint8 RGB of what ``to_jpeg`` made."""
-    return np.ascontiguousarray(np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), dtype=np.uint8)[..., ::-1])
+    """(H, W, 3) uint8 RGB of what ``to_jpeg`` made. Raises ImageError for bytes that are no image."""
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.dtype == np.uint8 and data.size else None
+    if decoded is None:
+        raise ImageError(f"a JPEG must be bytes that can be decoded, got {data.size} values that cannot")
+    return np.ascontiguousarray(np.asarray(decoded, dtype=np.uint8)[..., ::-1])
 
 
 @dataclass(frozen=True, eq=False)

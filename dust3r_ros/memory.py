@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,18 +13,22 @@ from typing import Any
 import numpy as np
 
 from dust3r_ros.alignment.loops import Loop
+from dust3r_ros.alignment.observations import grid_shape
 from dust3r_ros.alignment.places import Anchor
 from dust3r_ros.alignment.pose_graph import GraphEdge
 from dust3r_ros.alignment.scale import MetricScale
 from dust3r_ros.data import ByteImage, FloatArray, ImageTransform, Intrinsics
-from dust3r_ros.errors import RecordingError
+from dust3r_ros.errors import ImageError, RecordingError
 from dust3r_ros.geometry import Similarity
+from dust3r_ros.images import from_jpeg
 from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.export import replacing
 from dust3r_ros.mapping.voxels import VoxelState
 
 FORMAT = 1
 FILE_NAME = "session.npz"
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, RuntimeError,
+           zipfile.BadZipFile, zlib.error)  # fmt: skip  # what reading hostile bytes may raise
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +122,10 @@ def read_memory(path: Path) -> MapMemory:
         about = json.loads(arrays["about"].tobytes())
         if about["format"] != FORMAT:
             raise RecordingError(f"{path} has format {about['format']}, this version reads {FORMAT}")
-        return _memory(about, arrays)
-    except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        memory = _memory(about, arrays)
+        _check(memory)
+        return memory
+    except _DAMAGE as error:
         raise RecordingError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
@@ -129,6 +136,11 @@ def _memory(about: dict[str, Any], arrays: dict[str, Any]) -> MapMemory:
     for name, array in arrays.items():
         if array.dtype.kind == "f" and name != "place_given" and not np.isfinite(array).all():
             raise ValueError(f"{name} must be finite")
+    for name in ("placed_pose", "place_pose", "relation_matrix", "loop_matrix"):
+        if len(arrays[name]) and arrays[name].shape[1:] != (4, 4):
+            raise ValueError(f"{name} must be (N, 4, 4), got {arrays[name].shape}")
+    if any((arrays[name] < 0).any() for name in ("placed_camera", "place_camera")):
+        raise ValueError("placed_camera and place_camera must not be negative")
     scale = MetricScale(*about["scale"]) if about["scale"] is not None else None
     return MapMemory(
         predictor=str(about["predictor"]),
@@ -140,9 +152,56 @@ def _memory(about: dict[str, Any], arrays: dict[str, Any]) -> MapMemory:
         voxels=voxels,
         points=PointCloud(*(arrays[f"point_{name}"] for name in ("points", "colours", "confidence"))),
         scale=scale,
-        world_to_map=Similarity.from_matrix(arrays["world_to_map"]),
+        world_to_map=_similarity("world_to_map", arrays["world_to_map"]),
         origin=arrays["origin"],
     )
+
+
+def _check(memory: MapMemory) -> None:
+    """Raises ValueError for what does not fit together in a map: it would fail only later, keyframe by keyframe."""
+    if not memory.placed or memory.next_index <= max(memory.placed):
+        raise ValueError(f"placed must hold keyframes before {memory.next_index}, got {list(memory.placed)[-5:]}")
+    if memory.scale is not None and not memory.scale.metres_per_unit > 0:
+        raise ValueError(f"scale must be positive, got {memory.scale.metres_per_unit}")
+    if memory.origin.shape != (3,):
+        raise ValueError(f"origin must be (3,), got {memory.origin.shape}")
+    known = {place.index for place in memory.places}
+    if len(known) != len(memory.places) or not known <= memory.placed.keys():
+        raise ValueError(f"places must each be a keyframe of placed, not so {sorted(known - memory.placed.keys())}")
+    ends = {v for edge in memory.relations for v in (edge.i, edge.j)}
+    ends |= {v for loop in memory.loops for v in (loop.old, loop.new)}
+    ends |= {v for place in memory.places for v in place.parents}
+    if not ends <= known:
+        raise ValueError(f"relations, loops and parents must be among the places, got {sorted(ends - known)} besides")
+    for place in memory.places:
+        _check_place(place)
+
+
+def _check_place(place: Place) -> None:
+    anchor, name = place.anchor, f"keyframe {place.index}"
+    if anchor.grid < 1:
+        raise ValueError(f"{name}: grid must be at least 1, got {anchor.grid}")
+    rows, columns = grid_shape(anchor.size, anchor.grid)
+    if not anchor.depth.shape == anchor.weight.shape == (rows * columns,):
+        shapes = f"{anchor.depth.shape} and {anchor.weight.shape}"
+        raise ValueError(f"{name}: depth and weight must be ({rows * columns},), got {shapes}")
+    if place.descriptor.ndim != 1 or not place.sigma > 0 or not place.unit > 0:
+        raise ValueError(f"{name}: descriptor must be one row, sigma and unit positive")
+    try:
+        height, width = from_jpeg(place.image.jpeg).shape[:2]
+    except ImageError as error:
+        raise ValueError(f"{name}: {error}") from error
+    transform, given = place.image.transform, place.image.intrinsics or anchor.intrinsics
+    sizes = {anchor.size, (height, width), (transform.network_height, transform.network_width),
+             (given.height, given.width)}  # fmt: skip
+    if len(sizes) > 1:
+        raise ValueError(f"{name}: image, intrinsics and transform must be of one size, got {sorted(sizes)}")
+
+
+def _similarity(name: str, matrix: FloatArray) -> Similarity:
+    if matrix.shape != (4, 4) or not np.linalg.det(matrix[:3, :3]) > 0:
+        raise ValueError(f"{name} must be a similarity (4, 4), got {matrix.tolist()}")
+    return Similarity.from_matrix(matrix)
 
 
 def _text(text: str) -> ByteImage:
@@ -239,6 +298,6 @@ def _of_relations(name: str, found: Sequence[tuple[int, int, Similarity, float, 
 def _relations(name: str, arrays: dict[str, Any]) -> list[tuple[int, int, Similarity, float, float]]:
     columns = (arrays[f"{name}_{part}"] for part in ("ends", "matrix", "reach"))
     return [
-        (int(i), int(j), Similarity.from_matrix(matrix), float(reach), float(sigma))
+        (int(i), int(j), _similarity(f"{name}_matrix", matrix), float(reach), float(sigma))
         for (i, j), matrix, (reach, sigma) in zip(*columns, strict=True)
     ]

@@ -253,14 +253,18 @@ class Reconstructor:
             raise RecordingError(f"the map was made by {memory.predictor}: {self.info.name} cannot find its places")
         if len(memory.places) < 2 or not self.config.loops.enabled:
             raise RecordingError("the map has no places to be found in: both sessions need loops.enabled")
-        self.reset()
+        fused = FusedMap(self.config.map)
+        fused.restore(memory.voxels, memory.points, memory.next_index - 1)
+        revisits = Revisits(self.config.loops, self.config.alignment, self._predictor)
+        revisits.restore(memory.places, memory.relations, memory.loops)
+        aligner = IncrementalAligner(self.config.alignment, self.config.window)
+        newest = memory.places[-1]
+        aligner.resume({newest.index: newest.anchor})
+        self.reset()  # only now that nothing can fail any more
+        self.map, self.revisits, self._aligner = fused, revisits, aligner
         self._offered = memory.next_index
         self._placed = dict(memory.placed)
         self._metres = MetricReference(memory.scale)
-        self.map.restore(memory.voxels, memory.points, memory.next_index - 1)
-        self.revisits.restore(memory.places, memory.relations, memory.loops)
-        newest = memory.places[-1]
-        self._aligner.resume({newest.index: newest.anchor})
         self._cameras = {place.image.camera: place.anchor.intrinsics for place in memory.places}
 
     def _guess(self, camera: str, intrinsics: Intrinsics) -> None:

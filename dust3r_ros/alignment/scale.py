@@ -197,7 +197,7 @@ class MetricReference:
     place on the robot, and baselines of a rig.
 
     Poses may come before or after the keyframes they belong to, from another thread. Their frame does not matter.
-    ``known`` is the scale of a map that was measured before; it holds until it is measured anew.
+    ``known`` is the scale of a map that was measured before; it holds until it is measured anew, and not again.
     """
 
     def __init__(self, known: MetricScale | None = None) -> None:
@@ -250,4 +250,6 @@ class MetricReference:
         limit = LOST_UNCERTAINTY if self._good else MOST_UNCERTAINTY
         s = self.scale
         self._good = s is not None and s.samples >= LEAST_SAMPLES and s.uncertainty <= limit
+        if self._good:
+            self._known = None  # a better one is lost again, not exchanged for one that it has replaced
         return self.scale

@@ -104,10 +104,7 @@ class FusedMap:
 
     def __len__(self) -> int:
         """Points in the map, without making the cloud."""
-        if self._grid is not None:
-            return self._grid.count()
-        clouds = [f.added for f in self._movable.values() if isinstance(f.added, PointCloud)]
-        return sum(map(len, self._frozen + clouds))
+        return (self._grid.count() if self._grid is not None else 0) + sum(map(len, self._loose()))
 
     def add(self, index: int, view: ViewEstimate, pixels: ByteImage, keep: BoolArray | None = None) -> None:
         """Fuse a new keyframe. ``index`` must be larger than all before; ``pixels`` (H, W, 3) are its image.
@@ -173,16 +170,14 @@ class FusedMap:
 
     def cloud(self) -> PointCloud:
         """The whole map."""
-        if self._grid is not None:
-            return self._grid.cloud()
-        clouds = [f.added for f in self._movable.values() if isinstance(f.added, PointCloud)]
-        return PointCloud.concatenate(self._frozen + clouds)
+        loose = self._loose()
+        if self._grid is None:
+            return PointCloud.concatenate(loose)
+        return PointCloud.concatenate([*loose, self._grid.cloud()]) if loose else self._grid.cloud()
 
     def state(self) -> tuple[VoxelState | None, PointCloud]:
-        """What it is made of: voxels, or every point."""
-        if self._grid is not None:
-            return self._grid.state, PointCloud.empty()
-        return None, self.cloud()
+        """What it is made of: voxels, and every point that is in none."""
+        return self._grid.state if self._grid is not None else None, PointCloud.concatenate(self._loose())
 
     def restore(self, voxels: VoxelState | None, points: PointCloud, newest: int) -> None:
         """Become the map whose ``state`` that was; its keyframes, up to ``newest``, are too old to be replaced."""
@@ -190,6 +185,10 @@ class FusedMap:
         self._grid = VoxelGrid.restored(voxels) if voxels is not None else None
         self._frozen = [points] if len(points) else []
         self._newest = newest
+
+    def _loose(self) -> list[PointCloud]:
+        """The points that are in no voxel, the oldest first: all without voxels, or those of a map made without."""
+        return self._frozen + [f.added for f in self._movable.values() if isinstance(f.added, PointCloud)]
 
     def _fuse(self, view: ViewEstimate, pixels: ByteImage, keep: BoolArray | None = None) -> _Fused:
         cloud = view_cloud(view, pixels, self.config, keep)
@@ -218,19 +217,22 @@ class FusedMap:
             spare += oldest.nbytes()
             if isinstance(oldest.added, PointCloud):
                 self._frozen.append(oldest.added)
-        if self._grid is None:
-            self._bound_every_point()
-        elif self._grid.touched > self.config.max_points:
+        self._bound_loose()
+        if self._grid is not None and self._grid.touched > self.config.max_points:
             numbers = self._grid.shrink(max(self.config.max_points * 9 // 10, 1))
             for fused in self._movable.values():
                 if isinstance(fused.added, Contribution):
                     fused.added = renumbered(fused.added, numbers)
 
-    def _bound_every_point(self) -> None:
-        clouds = [f.added for f in self._movable.values() if isinstance(f.added, PointCloud)]
-        excess = sum(map(len, self._frozen + clouds)) - self.config.max_points
+    def _bound_loose(self) -> None:
+        """Drop the oldest of the points that are in no voxel."""
+        voxels = self._grid.touched if self._grid is not None else 0
+        excess = voxels + sum(map(len, self._loose())) - self.config.max_points
         while excess > 0 and self._frozen:
-            excess -= len(self._frozen.pop(0))
+            oldest = self._frozen.pop(0)
+            excess -= len(oldest)
+            if excess < 0:  # a whole map of another session may be one piece
+                self._frozen.insert(0, oldest.take(slice(len(oldest) + excess, None)))
         for fused in list(self._movable.values()):
             if excess > 0 and isinstance(fused.added, PointCloud):
                 dropped = min(excess, len(fused.added))

@@ -197,9 +197,10 @@ def state_name(snapshot: Snapshot, *, paused: bool) -> str:
 
 
 def status_message(
-    frame_id: str, snapshot: Snapshot, info: PredictorInfo | None, *, state: str, queue_length: int, map_points: int
-) -> Status:
-    """A Status from the node's statistics; ``info`` is None while no model is loaded."""
+    frame_id: str, snapshot: Snapshot, info: PredictorInfo | None, *, state: str, queue_length: int, map_points: int,
+    metric: bool,
+) -> Status:  # fmt: skip
+    """A Status from the node's statistics; ``info`` is None while no model is loaded; ``metric`` is the map's."""
     info = info or PredictorInfo("", False, "", "")
     status = Status(
         header=header_of(snapshot.stamp_ns, frame_id),
@@ -214,6 +215,7 @@ def status_message(
         keyframe_rate=snapshot.keyframe_rate,
         latency_ms=snapshot.latency_ms,
         map_points=map_points,
+        metric=metric,
     )
     _put_tracking(status, snapshot.tracking)
     for drop in Drop:
@@ -223,7 +225,6 @@ def status_message(
             setattr(status, stage, float(getattr(newest.times, stage)))
         status.focal_px = float(newest.intrinsics.focal_px)
         status.focal_spread_px = float(newest.focal_spread_px)
-        status.metric = bool(newest.metric)
         status.edge_residual = float(newest.edge_residual)
     return status
 

@@ -112,6 +112,7 @@ def mapping_finding(mapper: Mapper, snapshot: Snapshot, before: Snapshot) -> Fin
     full = snapshot.dropped.get(Drop.QUEUE_FULL, 0) - before.dropped.get(Drop.QUEUE_FULL, 0)
     done = snapshot.keyframes - before.keyframes
     level, message = OK, state
+    failed_saves, unsaved = mapper.failed_saves
     if mapper.failure:
         level, message = ERROR, f"the last keyframe failed: {mapper.failure}"
     elif snapshot.lost:
@@ -121,6 +122,8 @@ def mapping_finding(mapper: Mapper, snapshot: Snapshot, before: Snapshot) -> Fin
     elif mapper.window < mapper.config.reconstructor.window:
         configured = mapper.config.reconstructor.window
         level, message = WARN, f"device memory is short: window {mapper.window} instead of {configured}"
+    elif unsaved:
+        level, message = WARN, f"the map is not saved by itself: {unsaved}"
     values: dict[str, object] = {
         "images": snapshot.received,
         "image rate, 1/s": f"{snapshot.image_rate:.1f}",
@@ -131,6 +134,7 @@ def mapping_finding(mapper: Mapper, snapshot: Snapshot, before: Snapshot) -> Fin
         "queue": f"{mapper.queue_length} of {mapper.config.queue_size}",
         "window": mapper.window,
         "map points": mapper.map_points,
+        "failed autosaves": failed_saves,
     }
     values.update({f"dropped, {drop.value}": snapshot.dropped.get(drop, 0) for drop in Drop})
     if (newest := snapshot.newest) is not None:
@@ -178,7 +182,7 @@ def model_finding(mapper: Mapper) -> Finding:
 def frames_finding(mapper: Mapper, snapshot: Snapshot) -> Finding:
     """Where the map hangs on TF, and its scale."""
     config, problem = mapper.config, mapper.frames.problem
-    metric = snapshot.newest is not None and snapshot.newest.metric
+    metric = mapper.frames.map.metric
     level, message = (WARN, problem) if problem else (OK, "ok")
     if not problem and mapper.frames.needs_transforms and snapshot.newest is not None and not metric:
         level = WARN

@@ -42,10 +42,13 @@ def _image(request: Localize.Request, compressed: bool) -> ByteImage:
 
 def _lens(request: Localize.Request, image: ByteImage, rectified: bool) -> Lens | None:
     """The camera's lens; None when the request says nothing of it."""
-    lens = lens_of(request.camera_info, rectified=rectified) if request.camera_info.width else None
+    info, (height, width) = request.camera_info, image.shape[:2]
+    if (np.any(info.k) or np.any(info.p)) and not (info.width and info.height):
+        raise RosError(f"camera_info must be for the {width}x{height} image, got {info.width}x{info.height}")
+    lens = lens_of(info, rectified=rectified) if info.width else None
     if lens is None:
         return None
-    known, (height, width) = lens.intrinsics, image.shape[:2]
+    known = lens.intrinsics
     if (known.width, known.height) != (width, height):
         raise RosError(f"camera_info must be for the {width}x{height} image, got {known.width}x{known.height}")
     return lens

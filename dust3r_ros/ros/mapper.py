@@ -86,6 +86,11 @@ class Mapper:
         """Keyframes a new one is paired with; fewer than configured where the device's memory is short."""
         return self._window
 
+    @property
+    def failed_saves(self) -> tuple[int, str]:
+        """How often the map could not be saved by itself, and why the last time; no reason when it was saved since."""
+        return self._keeper.failed_saves, self._keeper.save_failure
+
     def offer(self, shot: Shot) -> None:
         """Count an image and queue it to be looked at; the oldest gives way."""
         with self._counting:
@@ -210,6 +215,7 @@ class Mapper:
 
     def _reset(self) -> None:
         self._reconstructor.reset()
+        self.frames.map.metric = False
         self._forget()
         self._outputs.cleared(self._newest_ns)
 

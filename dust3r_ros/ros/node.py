@@ -121,16 +121,18 @@ class Dust3rNode(LifecycleNode):
             self._listener = (
                 TransformListener(self, config.map_frame, odometry=config.use_odometry) if listens else None
             )
-            frames = MapFrames(config, self._listener)
+            frames, mapper = MapFrames(config, self._listener), None
             try:
                 self._statistics.reset()
                 name = self.get_fully_qualified_name()
                 mapper = Mapper(config, frames, self._outputs, self._statistics, self._publish_status, name)
+                self._outputs.begin(frames.map)
+                mapper.resume()
             except BaseException:
                 self._close_listener()
+                if mapper is not None:
+                    mapper.close()
                 raise
-            self._outputs.begin(frames.map)
-            mapper.resume()
         self._mapper = mapper
 
     def _activate(self) -> None:
@@ -218,6 +220,7 @@ class Dust3rNode(LifecycleNode):
                 state=self._state_in_words(snapshot),
                 queue_length=mapper.queue_length if mapper is not None else 0,
                 map_points=mapper.map_points if mapper is not None else 0,
+                metric=mapper is not None and mapper.frames.map.metric,
             )
         )
 

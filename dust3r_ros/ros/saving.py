@@ -7,10 +7,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 
 from dust3r_ros.data import Intrinsics
-from dust3r_ros.errors import Dust3rError, ExportError, RosError
+from dust3r_ros.errors import Dust3rError, RosError
 from dust3r_ros.mapping.export import CameraRecord, replacing, stamp_text, write_cameras_json, write_cloud, write_tum
 from dust3r_ros.memory import FILE_NAME, read_memory, write_memory
 from dust3r_ros.pipeline import Reconstructor
@@ -40,14 +41,22 @@ class Loaded:
 def folder_inside(root: str, asked: str) -> Path:
     """The folder ``asked`` for, which may be relative to ``root``; a new one named by the time when empty.
 
-    Raises RosError when it lies outside ``root``, links followed.
+    Raises RosError when it lies outside ``root``, links followed, or when there is no home that a ``~`` could mean.
     """
-    top = Path(root).expanduser().resolve()
-    name = asked or datetime.now(timezone.utc).strftime("%Y-%m-%d_%H-%M-%S")
-    folder = (top / Path(name).expanduser()).resolve()
+    try:
+        top = Path(root).expanduser().resolve()
+        folder = (top / Path(asked or _now()).expanduser()).resolve()
+    except RuntimeError as error:
+        raise RosError(
+            f"~ means no folder, in map_folder {root!r} or path {asked!r}: {error} (is HOME set?)"
+        ) from error
     if not folder.is_relative_to(top):
         raise RosError(f"path must lie inside map_folder ({top}), got {asked}")
     return folder
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def save_map(reconstructor: Reconstructor, frame: MapFrame, intrinsics: Intrinsics | None, folder: Path) -> list[Path]:
@@ -88,9 +97,21 @@ class MapKeeper:
         """``node`` is its full name: nodes that share a folder do not share what they save by themselves."""
         self._reconstructor = reconstructor
         self._frame = frame
-        self._own = folder_inside(map_folder, f"autosave/{'.'.join(filter(None, node.split('/')))}")
-        self._mark = self._own / "running"
+        self._map_folder = map_folder
+        self._node = node
+        self._begun = False
         self._unsaved = Schedule()
+        self.failed_saves = 0  # by itself
+        self.save_failure = ""  # of the last of them, empty when the map was saved since
+
+    @cached_property
+    def _own(self) -> Path:
+        """Where it saves by itself; found only when it does, for that may fail."""
+        return folder_inside(self._map_folder, f"autosave/{'.'.join(filter(None, self._node.split('/')))}")
+
+    @property
+    def _mark(self) -> Path:
+        return self._own / "running"
 
     def save(self, map_folder: str, path: str, intrinsics: Intrinsics | None) -> Saved:
         """Write the map to a folder inside ``map_folder``. Raises RosError and ExportError."""
@@ -118,30 +139,62 @@ class MapKeeper:
         return self._unsaved.due(period_s, period_s > 0)
 
     def save_by_itself(self) -> None:
-        """Write the session alone; what hinders it is said on the log."""
+        """Write the session alone; what hinders it is said on the log, and it is due again after the next period."""
         self._unsaved.published()
         try:
             write_session(self._reconstructor, self._frame, self._own / FILE_NAME)
             with replacing(self._mark) as scratch:
                 scratch.write_text("The node runs, or was killed.\n", encoding="ascii")
-        except ExportError as error:
-            log.error("the map was not saved: %s", error)
+            self.save_failure = ""
+        except Exception as error:  # nobody waits for this task: it would never be heard of
+            self._unsaved.changed()
+            self.failed_saves += 1
+            self.save_failure = _said(error)
+            log.error("the map was not saved: %s", self.save_failure)
 
     def resume(self, wish: str, load: Callable[[str], Loaded]) -> None:
-        """``load`` what was saved by itself, if it is to be gone on in: always, or after a crash."""
+        """``load`` what was saved by itself, if it is to be gone on in: always, or after a crash.
+
+        Whatever hinders it is said on the log, and a new map begins; the old one is set aside.
+        """
+        try:
+            if self._finds_saved(wish):
+                self._go_on(load)
+        except RosError as error:
+            log.error("cannot look for a map to go on in: %s; a new one begins", error)
+        self._begun = True
+
+    def _finds_saved(self, wish: str) -> bool:
         wanted = wish == "always" or (wish == "after_crash" and self._mark.exists())
-        if not wanted or not (self._own / FILE_NAME).is_file():
-            return
+        return wanted and (self._own / FILE_NAME).is_file()
+
+    def _go_on(self, load: Callable[[str], Loaded]) -> None:
         try:
             loaded = load(str(self._own))
-        except Dust3rError as error:
-            log.error("cannot go on in the map of %s: %s; a new one begins", self._own, error)
+        except Exception as error:  # a node that is started again and again would fail again and again
+            log.error("cannot go on in the map of %s: %s; a new one begins", self._own, _said(error))
+            self._set_aside()
         else:
             log.warning(
                 "going on in the map of %s: %d keyframes, %d points", self._own, loaded.keyframes, loaded.points
             )
 
+    def _set_aside(self) -> None:
+        """Out of the way of the map that begins, which would be saved in its place."""
+        aside = self._own.with_name(f"{self._own.name}.refused_{_now()}")
+        try:
+            self._own.rename(aside)
+        except OSError as error:
+            log.error("the map of %s cannot be set aside: %s", self._own, error.strerror)
+        else:
+            log.warning("the map that was refused is kept in %s", aside)
+
     def ended(self) -> None:
-        """The node ends in order."""
-        with suppress(OSError):
-            self._mark.unlink(missing_ok=True)
+        """The node ends in order. One that was stopped before it could go on leaves the mark for the next."""
+        with suppress(OSError, RosError):
+            if self._begun:
+                self._mark.unlink(missing_ok=True)
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, Dust3rError) else f"{type(error).__name__}: {error}"

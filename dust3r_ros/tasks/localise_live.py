@@ -33,7 +33,8 @@ class LiveLocaliser:
         predictor = self.reconstructor.revisits.predictor
         prepared = prepare(image, predictor_image_size(self.reconstructor.config, predictor))
         known = prepared.transform.to_network(intrinsics) if intrinsics is not None else None
-        near = self.reconstructor.alike(predictor.encode(prepared, "query", known), self.neighbours)
+        given, encoded = known, predictor.encode(prepared, "query", known)
+        near = self.reconstructor.alike(encoded, self.neighbours)
         if not near:
             raise AlignmentError("the map has no place that an image can be compared with")
         if known is None:
@@ -41,12 +42,12 @@ class LiveLocaliser:
         keyframes = [_anchored(old, anchor) for old, anchor in near]
 
         def predict(tried: Intrinsics | None) -> tuple[list[PairPrediction], list[PairPrediction]]:
-            query = predictor.encode(prepared, "query", tried)
+            query = encoded if tried == given else predictor.encode(prepared, "query", tried)
             pairs = [pair for old, _ in near for pair in ((old.encoded, query), (query, old.encoded))]
             predictions = predictor.probe(pairs)
             return predictions[::2], predictions[1::2]
 
-        return locate_among(keyframes, prepared, known, "given" if intrinsics is not None else "the map's", predict)
+        return locate_among(keyframes, prepared, known, "given" if given is not None else "the map's", predict)
 
 
 def _shared(prepared: PreparedImage, old: EncodedKeyframe, anchor: Anchor) -> Intrinsics | None:

@@ -314,6 +314,27 @@ def test_every_point_is_kept_without_voxels_up_to_the_bound():
     assert cloud.points[:, 2].max() == 13.0
 
 
+def test_a_map_made_without_voxels_keeps_its_points_where_there_are_voxels():
+    every_point = FusedMap(make_config(MapConfig, {"min_confidence": 0.0, "voxel_size": 0.0}))
+    for index in range(3):
+        every_point.add(index, wall(x=5.0 * index), flat())
+    old = every_point.cloud()
+    fused = FusedMap(make_config(MapConfig, {"min_confidence": 0.0, "max_points": 13_000}))
+    fused.restore(*every_point.state(), 2)
+    fused.add(3, wall(x=50.0), flat())
+    voxels = len(fused) - len(old)
+    assert 0 < voxels < 13_000 - len(old)
+    np.testing.assert_array_equal(fused.cloud().points[: len(old)], old.points)
+    again = FusedMap(fused.config)
+    again.restore(*fused.state(), 3)
+    assert len(again) == len(again.cloud()) == len(old) + voxels
+    assert again.voxel_edge == fused.voxel_edge
+    again.add(4, wall(x=80.0), flat())  # too many: the oldest go, and no more than that
+    assert len(again) == 13_000
+    left = 13_000 - again._grid.count()
+    np.testing.assert_array_equal(again.cloud().points[:left], old.points[len(old) - left :])
+
+
 def test_clear_forgets_everything():
     fused = FusedMap(ALL)
     fused.add(3, wall(), flat())

@@ -1,6 +1,7 @@
 """A map that was written is gone on in by another session, in the old frame; and images are placed in a live map."""
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -158,6 +159,40 @@ def test_a_file_that_is_no_map_is_refused_by_name(file, damage):
         read_memory(file)
 
 
+DAMAGES = {
+    "depth": (lambda a: {"place_depth": a["place_depth"][:-7]}, "keyframe 23: depth and weight must be"),
+    "grid": (lambda a: {"place_grid": a["place_grid"] * 0}, "keyframe 0: grid must be at least 1, got 0"),
+    "jpeg": (lambda a: {"place_jpeg": a["place_jpeg"] * 0}, "keyframe 0: a JPEG must be bytes that can be decoded"),
+    "size": (lambda a: {"place_transform": a["place_transform"] + 1}, "keyframe 0: image, intrinsics and transform"),
+    "given": (lambda a: {"place_given": np.ones_like(a["place_given"])}, "keyframe 0: image, intrinsics and transform"),
+    "relations": (lambda a: {"relation_ends": a["relation_ends"] + 100}, "relations, loops and parents must be among"),
+    "no keyframes": (lambda a: {k: v[:0] for k, v in a.items() if k.startswith("placed_")}, "placed must hold"),
+    "fewer keyframes": (lambda a: {k: v[2:] for k, v in a.items() if k.startswith("placed_")}, r"not so \[0, 1\]"),
+    "cameras": (lambda a: {"place_camera": a["place_camera"] - 1}, "must not be negative"),
+    "place": (lambda a: {"world_to_map": a["world_to_map"] * 0}, "world_to_map must be a similarity"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_parts_that_do_not_fit_together_are_refused_by_name(file, damage):
+    arrays = dict(np.load(file))
+    change, said = DAMAGES[damage]
+    np.savez(file, **{**arrays, **change(arrays)})
+    with pytest.raises(RecordingError, match=f"session.npz is damaged: ValueError: .*{said}"):
+        read_memory(file)
+
+
+def test_a_map_that_cannot_be_gone_on_in_leaves_the_session_as_it_was(first):
+    second = session()
+    film(second, range(3))
+    memory = first.memory()
+    unequal = replace(memory.places[1], descriptor=memory.places[1].descriptor[:-1])
+    with pytest.raises(ValueError, match="descriptor must have"):
+        second.recall(replace(memory, places=(memory.places[0], unequal)))
+    assert len(second.trajectory()) == 3 and len(second.map) > 0
+    assert all(update.view.registered for update in film(second, [3]))
+
+
 def test_a_map_of_another_predictor_is_refused_and_leaves_the_session_alone(file):
     from dust3r_ros.geometric import GeometricPredictor
 
@@ -188,6 +223,20 @@ def test_an_image_is_placed_in_the_live_map_which_stays_as_it_is(first):
         assert found.covariance.shape == (6, 6)
     for pose, (_, now) in zip(before, first.trajectory(), strict=True):
         np.testing.assert_array_equal(pose, now)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_image_is_encoded_anew_only_with_other_intrinsics(first, given, monkeypatch):
+    encode, tried = predictor().encode, []
+
+    def counted(image, camera, intrinsics=None):
+        if camera == "query":
+            tried.append(intrinsics)
+        return encode(image, camera, intrinsics)
+
+    monkeypatch.setattr(predictor(), "encode", counted)
+    LiveLocaliser(first).locate(walk().frame(WAY + 6).image, walk().intrinsics if given else None)
+    assert len(tried) == len(set(tried)) == (1 if given else 2)
 
 
 def test_in_an_empty_map_there_is_no_place():

@@ -13,6 +13,7 @@ from dust3r_ros.alignment.scale import (
     RECENT,
     SAME_TIME_NS,
     MetricReference,
+    MetricScale,
     baseline_ratios,
     depth_ratio,
     height_ratio,
@@ -129,6 +130,21 @@ def test_a_scale_that_no_longer_holds_is_taken_back():
     broken[:, :3, 3] += np.cumsum(rng.normal(0, 0.3, (200, 3)), axis=0)
     odometry.update({"camera": list(zip(stamps, broken))})
     assert odometry.scale.uncertainty > LOST_UNCERTAINTY
+    assert odometry.metric is None
+
+
+def test_the_scale_of_an_old_session_does_not_come_back_after_it_was_measured_anew():
+    known, metric = MetricScale(2.0, 0.01, 50), path(60)
+    odometry = MetricReference(known)
+    stamps = [k * 100_000_000 for k in range(len(metric))]
+    trajectory = list(zip(stamps, in_world(metric)))
+    odometry.update({"camera": trajectory})
+    assert odometry.metric == known  # nothing was measured yet
+    for stamp, pose in zip(stamps, metric):
+        odometry.add(stamp, pose)
+    odometry.update({"camera": trajectory})
+    assert odometry.metric is not None and odometry.metric != known
+    odometry.update({"camera": [(stamp + 10**12, pose) for stamp, pose in trajectory]})
     assert odometry.metric is None
 
 

@@ -154,12 +154,12 @@ def test_the_state_in_words(snapshot, paused, state):
 def test_status_has_every_count_and_time():
     newest = SimpleNamespace(
         times=StageTimes(1.0, 2.0, 3.0, 4.0), intrinsics=Intrinsics.from_focal(500.0, 640, 480), focal_spread_px=2.5,
-        metric=True, edge_residual=0.25,
+        edge_residual=0.25,
     )  # fmt: skip
     dropped = Counter({drop: number for number, drop in enumerate(Drop, start=1)})
     snapshot = Snapshot(STAMP_NS, 50, 7, dropped, 0.5, 125.0, newest)
     info = PredictorInfo("tiny", True, "Apache-2.0", "cpu")
-    status = status_message("map", snapshot, info, state="mapping", queue_length=3, map_points=1000)
+    status = status_message("map", snapshot, info, state="mapping", queue_length=3, map_points=1000, metric=True)
     assert (status.model, status.trained, status.licence, status.device) == ("tiny", True, "Apache-2.0", "cpu")
     assert (status.frames_received, status.keyframes, status.queue_length, status.map_points) == (50, 7, 3, 1000)
     names = ("unseen", "not_needed", "blurred", "queue_full", "invalid", "no_calibration", "no_transform", "failed")

@@ -18,6 +18,7 @@ from dust3r_ros.predictor import ImageSize
 from dust3r_ros.ros import mapper as mapper_module
 from dust3r_ros.ros.cameras import Frame
 from dust3r_ros.ros.convert import cloud_of, depth_of, pose_of, transform_of
+from dust3r_ros.ros.diagnostics import frames_finding
 from dust3r_ros.ros.frames import MapFrames
 from dust3r_ros.ros.mapper import Mapper, Shot
 from dust3r_ros.ros.publishers import Publishers
@@ -103,7 +104,7 @@ class Session:
     @property
     def metric(self) -> bool:
         """What Status says."""
-        return self.statistics.snapshot().newest.metric
+        return self.frames.map.metric
 
     def start(self) -> np.ndarray:
         """The first camera in the map."""
@@ -199,6 +200,14 @@ def assert_on_tf(session: Session, index: int, sent: dict[str, list]) -> None:
     assert np.linalg.norm(pose[:3, 3] - session.true_pose(index)[:3, 3]) < 0.05
     if session.mode == "odom":  # which does not drift here: it lies on the map
         np.testing.assert_allclose(transform_of(sent["tf"][0].transform)[:3, 3], 0.0, atol=0.15)
+
+
+def test_a_loaded_metric_map_is_metric_before_any_keyframe_and_not_after_a_reset(session):
+    mapper = session.mapper
+    mapper.frames.map.restore(SimpleNamespace(world_to_map=Similarity.identity(), origin=np.zeros(3), scale=object()))
+    assert frames_finding(mapper, session.statistics.snapshot()).values["scale"] == "metric"
+    mapper.reset().result(PATIENCE_S)
+    assert frames_finding(mapper, session.statistics.snapshot()).values["scale"] == "unknown"
 
 
 def test_a_reset_begins_a_map_of_unknown_size(session):

@@ -126,3 +126,59 @@ def test_a_map_that_cannot_be_written_or_read_again_is_said_and_no_more(tmp_path
     (tmp_path / "autosave" / "robot.dust3r" / "session.npz").write_text("damaged")
     own.resume("after_crash", lambda path: own.load(str(tmp_path), path))
     assert "cannot go on in the map of" in caplog.text and "is damaged" in caplog.text
+
+
+def test_a_map_that_was_refused_is_set_aside_before_the_next_is_saved(tmp_path, caplog):
+    keeper(tmp_path).save_by_itself()
+    before = (tmp_path / "autosave" / "robot.dust3r" / "session.npz").read_bytes()
+
+    def fails(path):
+        raise IndexError("an error that nobody thought of")
+
+    again = keeper(tmp_path)
+    again.resume("after_crash", fails)
+    again.save_by_itself()
+    (aside,) = (tmp_path / "autosave").glob("robot.dust3r.refused_*")
+    assert (aside / "session.npz").read_bytes() == before
+    assert "IndexError: an error that nobody thought of; a new one begins" in caplog.text
+    assert f"the map that was refused is kept in {aside}" in caplog.text
+    assert keeper(tmp_path).load(str(tmp_path), f"autosave/{aside.name}").keyframes == 1
+
+
+def test_a_saving_that_fails_is_said_counted_and_tried_again(tmp_path, caplog):
+    own = keeper(tmp_path)
+    good = own._reconstructor.memory
+
+    def fails():
+        raise MemoryError("no room for a copy")
+
+    own._reconstructor.memory = fails
+    own.changed()
+    own.save_by_itself()
+    assert "the map was not saved: MemoryError: no room for a copy" in caplog.text
+    assert (own.failed_saves, own.save_failure) == (1, "MemoryError: no room for a copy")
+    assert own.due(1e-9) and not own.due(60.0)
+    own._reconstructor.memory = good
+    own.save_by_itself()
+    assert (own.failed_saves, own.save_failure) == (1, "")
+    assert not own.due(1e-9)
+
+
+def test_a_node_that_was_stopped_before_it_went_on_leaves_the_mark(tmp_path):
+    keeper(tmp_path).save_by_itself()
+    keeper(tmp_path).ended()
+    loaded, again = [], keeper(tmp_path)
+    again.resume("after_crash", lambda path: loaded.append(path) or again.load(str(tmp_path), path))
+    assert len(loaded) == 1
+
+
+def test_a_home_that_is_not_known_hinders_only_what_needs_it(caplog):
+    own = keeper("~no_user_of_this_name/maps")
+    own.resume("never", lambda path: pytest.fail("nothing is to be loaded"))
+    assert caplog.text == ""
+    own.resume("always", lambda path: pytest.fail("nothing is to be loaded"))
+    own.save_by_itself()
+    own.ended()
+    assert caplog.text.count("~ means no folder, in map_folder '~no_user_of_this_name/maps'") == 2
+    with pytest.raises(RosError, match="~ means no folder"):
+        own.save("~no_user_of_this_name/maps", "x", None)
