@@ -149,6 +149,7 @@ def test_keyframe_now_takes_the_next_image_even_when_nothing_moved(start):
         assert rig.call(Trigger, "keyframe_now", Trigger.Request()).message == "the node is paused"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # rclpy's own, as the recorder's reliable depth does not fit
 def test_the_quality_of_service_of_a_stream_is_a_parameter(start):
     rig = start(*SMALL, "qos_overrides.NAMESPACE/image.subscription.reliability:=best_effort",
                 "qos_overrides.NAMESPACE/dust3r/depth.publisher.reliability:=best_effort")  # fmt: skip
