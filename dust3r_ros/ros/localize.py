@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from dust3r_ros.data import ByteImage
 from dust3r_ros.errors import RosError
 from dust3r_ros.pipeline import Reconstructor
