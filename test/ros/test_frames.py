@@ -289,8 +289,10 @@ def test_a_recording_that_starts_again_begins_a_new_map_or_goes_on_in_the_old_on
         rig.wait(rig.settled)
         before = rig.recorded.path
         rig.publish(topic, ["rgb8"] * 4, "--from", "0", "--at", "20")  # the same places, two seconds earlier
-        rig.wait(lambda: rig.recorded.status.keyframes == keyframes and not rig.recorded.in_flight())
-        rig.wait(lambda: len(rig.recorded.path) == keyframes)
+        # A new map forgets what waited, too: an image that came with the first one may be among it.
+        fewest = keyframes - 1 if on_jump == "reset" else keyframes
+        rig.wait(lambda: fewest <= rig.recorded.status.keyframes <= keyframes and not rig.recorded.in_flight())
+        rig.wait(lambda: len(rig.recorded.path) == rig.recorded.status.keyframes)
         assert "the images went back in time by 2.3 s" in rig.log()
         kept = rig.recorded.path[: len(before)] if on_jump == "reanchor" else []
         assert [stamp for stamp, _ in kept] == ([stamp for stamp, _ in before] if on_jump == "reanchor" else [])
