@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import logging
 import os
 import shutil
 import signal
@@ -18,6 +19,13 @@ settings.load_profile("dust3r_ros")
 
 # A shell's background job begins with interrupts ignored, and so would all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def level_of_logging() -> Iterator[None]:
+    """The command line sets the package's level of logging: for one test only."""
+    yield
+    logging.getLogger("dust3r_ros").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

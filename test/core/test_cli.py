@@ -1,7 +1,6 @@
 """The command line: what it writes, what it says, and its exit codes. The predictor knows the truth."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -38,8 +37,7 @@ def predictor(monkeypatch):
         return OraclePredictor(path(VIEWS))
 
     monkeypatch.setattr("dust3r_ros.pipeline.load_predictor", load)
-    yield configs
-    logging.getLogger("dust3r_ros").setLevel(logging.NOTSET)
+    return configs
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import csv
 import fcntl
 import json
-import logging
 import os
 import signal
 import threading
@@ -22,13 +21,6 @@ from dust3r_ros.fleet.jobs import Job, find_jobs, is_recording
 from dust3r_ros.fleet.run import LOG, RECORD, Outcome, Share, State, outcome_of, run_here, run_job
 
 SMALL = ("--checkpoint", "tiny", "--device", "cpu", "--image-size", "64")
-
-
-@pytest.fixture(autouse=True)
-def quiet_again():
-    """The command line sets the package's level of logging."""
-    yield
-    logging.getLogger("dust3r_ros").setLevel(logging.NOTSET)
 
 
 def write_image(path: Path) -> Path:

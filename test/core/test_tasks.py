@@ -1,7 +1,6 @@
 """Matches, relative pose, single images and localisation, on the ball whose truth is known, and on real images."""
 
 import json
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -267,8 +266,7 @@ def commands(monkeypatch, oracle, tmp_path) -> Path:
     monkeypatch.setattr("dust3r_ros.pipeline.load_predictor", lambda config: oracle)
     for number, pose in enumerate(path(VIEWS)):
         cv2.imwrite(str(tmp_path / f"view{number}.png"), image_of(number, pose)[..., ::-1])
-    yield tmp_path
-    logging.getLogger("dust3r_ros").setLevel(logging.NOTSET)
+    return tmp_path
 
 
 def test_the_commands_write_what_they_say(commands, map_folder, capsys):

@@ -1,6 +1,5 @@
 """``dust3r-ros train`` as a user runs it."""
 
-import logging
 import os
 
 import pytest
@@ -16,8 +15,6 @@ from dust3r_ros.training import architectures, begin
 def small(monkeypatch):
     monkeypatch.setitem(architectures.ARCHITECTURES, "tiny", MICRO)
     monkeypatch.setattr(begin, "rendered_source", lambda settings: wall_source())
-    yield
-    logging.getLogger("dust3r_ros").setLevel(logging.NOTSET)
 
 
 QUICK = ("--device", "cpu", "--workers", "0", "--batch", "4", "--pool", "64")
