@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,7 @@ def test_a_map_that_does_not_change_is_not_saved_again(start):
         for _ in range(3):  # its timer turns ten times a second
             assert rig.call(Trigger, "keyframe_now", Trigger.Request()).success
         stamp = rig.recorded.status.header.stamp
+        rig.wait(lambda: time.time() - file.stat().st_mtime > 1)  # ten turns of its timer: the last change is saved
         before = file.stat().st_mtime_ns
         rig.recorded.status = None
         rig.wait(lambda: rig.recorded.status is not None)
