@@ -1,24 +1,17 @@
 """The comparison with COLMAP, on real photographs of which both know nothing."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from programs import ROOT, load_program
 
 from dust3r_ros.evaluation.packs import load_pack
 
 
 @pytest.fixture
 def benchmark() -> ModuleType:
-    source = Path(__file__).parents[2] / "benchmark" / "against_colmap.py"
-    spec = importlib.util.spec_from_file_location("against_colmap", source)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
+    return load_program(ROOT / "benchmark" / "against_colmap.py")
 
 
 def test_few_images_are_spread_over_the_pack(benchmark, shared):

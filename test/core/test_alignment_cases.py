@@ -1,9 +1,8 @@
 """Alignment on the recorded noise cases, against what the published optimiser reaches on them."""
 
-import importlib.util
-
 import numpy as np
 import pytest
+from programs import load_program
 
 from dust3r_ros.alignment import IncrementalAligner, align
 from dust3r_ros.config import AlignmentConfig
@@ -23,10 +22,7 @@ def cases(shared):
     path = shared / "bench" / "alignment_cases.py"
     if not path.is_file():
         pytest.skip(f"no {path}")
-    spec = importlib.util.spec_from_file_location("alignment_cases", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(path)
 
 
 def edges_of(case):

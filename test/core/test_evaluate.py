@@ -1,6 +1,5 @@
 """Evaluation of packs with a predictor that knows the truth: no error may remain, and each fault must show."""
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from oracle import HEIGHT, INTRINSICS, WIDTH, OraclePredictor, depth_of, image_of, path
+from programs import ROOT, load_program
 
 from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.data import ImageTransform, PreparedImage
@@ -186,10 +186,7 @@ def test_tables_are_aligned():
 
 
 def test_the_benchmark_measures_every_combination(pack, tmp_path, monkeypatch, capsys):
-    source = Path(__file__).parents[2] / "benchmark" / "evaluate_packs.py"
-    spec = importlib.util.spec_from_file_location("evaluate_packs", source)
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = load_program(ROOT / "benchmark" / "evaluate_packs.py")
     monkeypatch.setattr(benchmark, "load_predictor", lambda config: OraclePredictor(path(VIEWS)))
     write_oracle_pack(tmp_path / "packs" / "ball")
     out = tmp_path / "table.json"

@@ -1,7 +1,6 @@
 """What is declared, in three places, agrees: package.xml, pyproject.toml and the pinned requirements."""
 
 import ast
-import importlib.util
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from programs import load_program
 
 import dust3r_ros
 
@@ -86,12 +86,7 @@ def imported_modules() -> set[str]:
 
 
 def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(ROOT / "tools" / f"{name}.py")
 
 
 def test_every_import_is_declared_to_pip_or_to_ros():

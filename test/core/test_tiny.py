@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from programs import ROOT, load_program
 
 from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.evaluation.pairs import Guess, PairErrors, evaluate_pairs
@@ -14,18 +13,12 @@ from dust3r_ros.network import load_model
 from dust3r_ros.network.weights import locate
 from dust3r_ros.pipeline import load_predictor
 
-ROOT = Path(__file__).resolve().parents[2]
 PAIRS = 40
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pairs_benchmark", ROOT / "benchmark" / "pairs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(ROOT / "benchmark" / "pairs.py")
 
 
 def median_of(pairs, predictor) -> PairErrors:
