@@ -16,6 +16,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.client import Client
+from rclpy.publisher import Publisher
 
 from dust3r_ros.ros.processes import Child
 from dust3r_ros.ros.publishers import OUTPUTS
@@ -85,6 +86,16 @@ class Rig:
         with camera.start():
             self.wait(lambda: not camera.running)
             camera.check_finished()
+
+    def keep_sending(self, publisher: Publisher, *messages: object) -> None:
+        """Publish them again and again: a best-effort reader may match later than its writer does."""
+
+        def send() -> None:
+            for message in messages:
+                publisher.publish(message)
+
+        send()
+        self.recorder.create_timer(0.5, send)
 
     def settled(self) -> bool:
         """Whether the path and map are those of the newest keyframe."""

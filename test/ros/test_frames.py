@@ -138,6 +138,12 @@ class Transforms:
         self.moving.publish(TFMessage(transforms=[sent]))
 
 
+def odometry_of(place: int, pose: np.ndarray) -> Odometry:
+    message = Odometry(header=header_of(stamp_of(place), "odom"), child_frame_id="base_link")
+    message.pose.pose = pose_message(pose)
+    return message
+
+
 def base_pose(place: int) -> np.ndarray:
     """The base moves to its right as the camera does, and drifts upwards."""
     return make_pose(np.eye(3), np.array([0.0, -STEP_X * place, 0.01 * place]))
@@ -156,17 +162,12 @@ def test_odometry_makes_path_cloud_depth_and_tf_metric_and_status_and_diagnostic
         transforms = Transforms(rig)
         transforms.mount()
         publisher = rig.recorder.create_publisher(Odometry, f"{rig.namespace}/odom", reliable(10))
-        rig.wait(lambda: source == "TF" or publisher.get_subscription_count())
-        for place in range(9):
-            moved = make_pose(np.eye(3), np.array([0.0, -METRES * STEP_X * place, 0.0]))
-            if source == "TF":
-                transforms.moving.publish(
-                    TFMessage(transforms=[transform_stamped(stamp_of(place), "odom", "base_link", moved)])
-                )
-            else:
-                sent = Odometry(header=header_of(stamp_of(place), "odom"), child_frame_id="base_link")
-                sent.pose.pose = pose_message(moved)
-                publisher.publish(sent)
+        moved = [make_pose(np.eye(3), np.array([0.0, -METRES * STEP_X * place, 0.0])) for place in range(9)]
+        if source == "TF":
+            sent = [transform_stamped(stamp_of(place), "odom", "base_link", pose) for place, pose in enumerate(moved)]
+            transforms.moving.publish(TFMessage(transforms=sent))
+        else:
+            rig.keep_sending(publisher, *(odometry_of(place, pose) for place, pose in enumerate(moved)))
         film(["rgb8"] * 3, "--info", f"{rig.namespace}/camera_info")
         rig.wait(lambda: "no metric scale" in rig.diagnostics["frames"].message)
         assert not rig.recorded.status.metric
@@ -231,11 +232,7 @@ def test_in_mode_odom_the_chain_from_map_over_odom_ends_at_the_cameras_pose(star
                 transforms.odometry(place)
         else:
             publisher = rig.recorder.create_publisher(Odometry, f"{rig.namespace}/odom", reliable(10))
-            rig.wait(publisher.get_subscription_count)
-            for place in range(4):
-                sent = Odometry(header=header_of(stamp_of(place), "odom"), child_frame_id="base_link")
-                sent.pose.pose = pose_message(base_pose(place))
-                publisher.publish(sent)
+            rig.keep_sending(publisher, *(odometry_of(place, base_pose(place)) for place in range(4)))
         rig.film(f"{rig.namespace}/image", ["rgb8"] * 4)
         rig.wait(rig.settled)
         ours = {stamp: pose for stamp, pose in rig.recorded.transforms.items() if stamp in dict(rig.recorded.path)}

@@ -160,6 +160,8 @@ class Pair:
         ]))  # fmt: skip
         self.mounts = mounts
         rig.wait(lambda: all(p.get_subscription_count() for p in (mounts, *self.images.values(), *self.infos.values())))
+        for name, infos in self.infos.items():
+            rig.keep_sending(infos, described(stamp_of(0), f"{name}_optical", bent=False))
 
     def take(self, place: int) -> None:
         """An image of each camera, and wait until the node has dealt with them."""
