@@ -291,7 +291,13 @@ def test_align_honours_what_is_known(tmp_path, capsys):
 
 MISTAKES = {
     "no command": ([], "dust3r-ros: the following arguments are required: COMMAND"),
-    "unknown command": (["fly"], "invalid choice: 'fly'"),
+    "unknown command": (["fly"], "unknown command fly, there are reconstruct, replay, batch"),
+    "misspelt command": (["reconstrct", "x"], "unknown command reconstrct, did you mean reconstruct?; see dust3r-ros"),
+    "tiny images": (
+        ["reconstruct", "{tmp}/images", "--out", "{tmp}/o", "--image-size", "10"],
+        "image_size must be from 64 to 8192 pixels, or 0 for the predictor's own choice, got 10"
+    ),
+    "huge images": (["info", "--set", "image_size=9000"], "image_size must be from 0 to 8192, got 9000"),
     "no out": (["reconstruct", "x"], "the following arguments are required: --out"),
     "no images": (["reconstruct", "{tmp}/nowhere", "--out", "{tmp}/o"], "nowhere: no such file or folder"),
     "empty folder": (["reconstruct", "{tmp}/empty", "--out", "{tmp}/o"], "empty: no images in this folder"),
@@ -357,6 +363,17 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(images, tmp_path, capsys, a
     assert said in line
     assert line.startswith("dust3r-ros")
     assert not (tmp_path / "o").exists()  # what is refused leaves nothing behind
+
+
+def test_a_device_that_is_not_used_is_said(images, tmp_path, monkeypatch):
+    """In a process of its own: what is written is what the logging of the command shows."""
+    command = [sys.executable, "-m", "dust3r_ros", "match", str(images / "view8.png"), str(images / "view8.png")]
+    done = subprocess.run(
+        [*command, "--device", "cuda", "--out", str(tmp_path / "pair")], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("geometric runs on the processor (CPU): device cuda is not used")
 
 
 def test_an_interrupt_ends_cleanly(images, tmp_path, capsys, monkeypatch):
