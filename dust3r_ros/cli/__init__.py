@@ -107,8 +107,8 @@ def _guarded(command: Callable[[], int]) -> int:
         name = f"{error.filename}: " if error.filename else ""
         _say(f"{name}{error.strerror or error}")
         return MISTAKE
-    except KeyboardInterrupt:
-        _say("interrupted")
+    except KeyboardInterrupt as interrupt:
+        _say(str(interrupt) or "interrupted")
         return INTERRUPTED
 
 

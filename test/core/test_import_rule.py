@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "dust3r_ros"
 LEVELS = [
     {"errors"},
-    {"options", "data", "files"},
+    {"options", "data", "files", "interruption"},
     {"config"},
     {"predictor"},
     {"geometry", "corners"},
