@@ -14,7 +14,7 @@ LEVELS = [
     {"config"},
     {"predictor"},
     {"geometry", "corners"},
-    {"resection"},
+    {"resection", "pair_errors"},
     {
         "images",
         "pictures",
