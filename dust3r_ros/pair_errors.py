@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -55,10 +55,9 @@ def pair_errors(
 
 def median_errors(errors: Sequence[PairErrors]) -> PairErrors:
     """The median of each error over the pairs that have it; NaN where none has."""
-    table = np.array([list(asdict(e).values()) for e in errors], np.float64).reshape(len(errors), -1)
-    finite = [column[np.isfinite(column)] for column in table.T] if len(errors) else []
-    medians = [float(np.median(column)) if len(column) else float("nan") for column in finite]
-    return PairErrors(*(medians or [float("nan")] * len(fields(PairErrors))))
+    values = {f.name: np.array([getattr(e, f.name) for e in errors], np.float64) for f in fields(PairErrors)}
+    finite = {name: some[np.isfinite(some)] for name, some in values.items()}
+    return PairErrors(**{name: float(np.median(v)) if len(v) else float("nan") for name, v in finite.items()})
 
 
 def _absrel(depth: FloatArray, truth: FloatArray, known: BoolArray | None) -> float:
