@@ -218,15 +218,31 @@ def test_a_folder_that_cannot_be_written_is_a_failure_of_its_job_alone(tmp_path)
     assert "out" in outcome.error
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
+def test_a_cluster_that_is_not_there_is_said_at_once(tmp_path, capsys, monkeypatch, address):
+    class Patient:
+        def init(self, **settings):
+            raise AssertionError("Ray tries for many minutes")
+
+        def shutdown(self) -> None:
+            pass
+
+    monkeypatch.setattr("dust3r_ros.fleet.on_ray._ray", Patient)
+    write_image(tmp_path / "in" / "1.png")
+    assert main(["batch", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--ray", address]) == 2
+    assert f"cannot join the Ray cluster at {address!r}" in capsys.readouterr().err
+
+
 @pytest.mark.slow
-def test_ray_runs_the_same_jobs(tmp_path, capsys):
+def test_ray_runs_the_same_jobs(tmp_path):
     ray = pytest.importorskip("ray")
-    write_image(tmp_path / "in" / "good" / "1.png")
+    wall = np.random.default_rng(0).integers(0, 255, (60, 100, 3), np.uint8)
+    for number in (0, 1):
+        path = write_image(tmp_path / "in" / "good" / f"{number}.png")
+        Image.fromarray(wall[:, 8 * number : 80 + 8 * number]).resize((320, 240), Image.Resampling.BICUBIC).save(path)
     touch(tmp_path / "in" / "bad.mcap")
-    arguments = ["batch", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *SMALL, "--ray", "local"]
-    assert main(arguments) == 1
+    arguments = ["batch", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--image-size", "160"]
+    assert main([*arguments, "--cores", "1", "--ray", "local"]) == 1
     assert not ray.is_initialized()
     rows = {row["name"]: row["state"] for row in json.loads((tmp_path / "out" / "batch.json").read_text())}
     assert rows == {"good": "done", "bad": "failed"}
-    assert main(["batch", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *SMALL, "--ray", "127.0.0.1:1"]) == 2
-    assert "cannot join the Ray cluster" in capsys.readouterr().err
