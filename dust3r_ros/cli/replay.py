@@ -81,14 +81,16 @@ def run(arguments: argparse.Namespace) -> int:
             reconstructor = Reconstructor(config, load_predictor(config))
             replayed = IncrementalRun(reconstructor, keep=None if needs_all else KEPT_VIEWS)
             whole = excerpt.images(topic.count, recording.duration_s)
+            stamps_ns: list[int] = []
             with interruption() as stopped:
-                ended = _feed(replayed, recording.frames(topic.name, excerpt), whole, bars, stopped)
+                frames = _noted(recording.frames(topic.name, excerpt), stamps_ns)
+                ended = _feed(replayed, frames, whole, bars, stopped)
             result = replayed.result()
             if isinstance(ended, KeyboardInterrupt) and not result.views:
                 raise ended
             if result.images == 0:
                 raise ended or _no_images(recording, topic.name)
-            finished = _finished(result, recording, arguments, config)
+            finished = _finished(result, recording, arguments, config, stamps_ns)
             originals = map(frame_source, recording.frames(topic.name, excerpt))
             refused = write_all(finished, out, exports, originals, bars, picture=arguments.picture)
     say(finished, out, refused)
@@ -129,6 +131,13 @@ def _feed(
     return None
 
 
+def _noted(frames: Iterator[Frame], stamps_ns: list[int]) -> Iterator[Frame]:
+    """The same frames, whose stamps are noted."""
+    for frame in frames:
+        stamps_ns.append(frame.stamp_ns)
+        yield frame
+
+
 def frame_source(frame: Frame) -> SourceImage:
     """A recording's frame as the pipeline takes it."""
     from dust3r_ros.pipeline import SourceImage
@@ -142,13 +151,16 @@ def frame_source(frame: Frame) -> SourceImage:
     )
 
 
-def _finished(result: Reconstruction, recording: Recording, arguments: argparse.Namespace, config: Any) -> Finished:
-    """The result with what the recording says of the truth."""
+def _finished(
+    result: Reconstruction, recording: Recording, arguments: argparse.Namespace, config: Any, stamps_ns: Sequence[int]
+) -> Finished:
+    """The result with what the recording says of the truth, for the time of the images at ``stamps_ns``."""
     import numpy as np
 
     from dust3r_ros.evaluation.exports import clean
 
-    truth = recording.poses(arguments.truth)
+    first_ns, last_ns = min(stamps_ns) - _MAX_GAP_NS, max(stamps_ns) + _MAX_GAP_NS
+    truth = [pose for pose in recording.poses(arguments.truth) if first_ns <= pose.stamp_ns <= last_ns]
     cleaned = clean(result, config.map, clean_config(arguments))
     summary = _summary(cleaned.result, [pose.stamp_ns for pose in truth], [pose.pose for pose in truth])
     if recording.skipped:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -260,7 +261,11 @@ def test_replay_takes_a_part(tmp_path, monkeypatch, capsys):
     for picture, number in zip(sorted((out / "images").iterdir()), (1, 4), strict=True):
         shown = cv2.imread(str(picture))[..., ::-1].astype(int)
         assert np.abs(shown - image_of(number, path(VIEWS)[number])).mean() < 10
-    capsys.readouterr()
+    parts = []
+    for part in ((), ("--start", "0.1")):
+        assert main([*arguments, "--out", str(tmp_path / f"part{len(part)}"), *part]) == 0
+        parts.append(re.search(r"% of ([\d.]+) m", capsys.readouterr().out)[1])
+    assert float(parts[1]) == pytest.approx(0.75 * float(parts[0]), abs=0.02)  # the true path of three of four steps
     nothing = refused(capsys, *arguments, "--out", str(tmp_path / "none"), "--start", "9")
     assert "has no image in the part that is asked for; it lasts" in nothing
     assert not (tmp_path / "none").exists()
