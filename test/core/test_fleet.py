@@ -64,6 +64,15 @@ def test_everything_in_a_folder_is_found_once_and_named_by_what_tells_it_apart(r
     assert [is_recording(job.source) for job in jobs] == [job.command == "replay" for job in jobs]
 
 
+def test_a_path_that_goes_up_again_gives_a_folder_inside(recordings, tmp_path, monkeypatch):
+    """Never the folder above, whose content would be thrown away when the job begins again."""
+    (job,) = find_jobs([recordings / "photos" / "more" / ".."], tmp_path / "out")
+    assert (job.name, job.source, job.folder) == ("photos", recordings / "photos", tmp_path / "out" / "photos")
+    monkeypatch.chdir(recordings / "photos" / "more")
+    (job,) = find_jobs([Path("..")], tmp_path / "out")
+    assert job.folder == tmp_path / "out" / "photos"
+
+
 def test_results_that_lie_among_the_recordings_are_not_taken_for_some(recordings):
     write_image(recordings / "maps" / "photos" / "images" / "1.png")
     assert len(find_jobs([recordings], recordings / "maps")) == 5
