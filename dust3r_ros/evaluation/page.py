@@ -173,7 +173,7 @@ def _scene(cloud: PointCloud, views: Sequence[PosedView], truth: FloatArray | No
         "lines": _base64((lines @ axes.T).astype("<f4")),
         "line_colours": _base64(colours),
         "target": ((middle_low + middle_high) / 2).tolist(),
-        "far": 1.1 * extent,
+        "far": 0.85 * extent,
         "turn": 0.35,
         "lift": 0.45,
         "spacing": extent / max(len(chosen), 1) ** 0.5,

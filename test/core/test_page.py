@@ -62,11 +62,11 @@ def test_the_script_gets_every_point_where_it_is(result, tmp_path):
 
 
 def test_all_cameras_are_in_the_first_look(result, tmp_path):
-    """Few cameras far from many points: each is within the ball that the eye is set to see."""
+    """Few cameras far from many points: each is within what the eye sees, 0.625 of its distance each way."""
     away = [replace(v, camera_to_world=v.camera_to_world + 20 * np.eye(4, k=3) * (v.number == 0)) for v in result.views]
     scene = scene_of(page(replace(result, views=tuple(away)), tmp_path))
     lines = np.frombuffer(base64.b64decode(scene["lines"]), "<f4").reshape(-1, 3)[-2 * (VIEWS - 1) :]
-    assert np.linalg.norm(lines - scene["target"], axis=1).max() < 0.5 * scene["far"]
+    assert np.linalg.norm(lines - scene["target"], axis=1).max() < 0.625 * scene["far"]
 
 
 def test_the_page_is_read_on_a_phone_and_on_a_desk(result, tmp_path, browser):
