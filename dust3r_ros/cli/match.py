@@ -111,10 +111,8 @@ def _focals(found: PairResult, given: bool) -> str:
     if given:
         return f"{texts}, as given"
     if found.tells_focal:
-        return f"{texts}, +- {found.focal_spread:.0%}"
-    return (
-        f"{texts} is a guess: the motion between these two does not tell it (give --camera, or reconstruct more images)"
-    )
+        return f"{texts}, +- {100 * found.focal_spread:.0f} %"
+    return f"{texts}, only a guess: the motion between these two does not tell it (give --camera, or more images)"
 
 
 def _drawing(first: ByteImage, second: ByteImage, matches: PixelMatches) -> ByteImage:

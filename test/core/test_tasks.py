@@ -362,7 +362,7 @@ def test_what_a_pair_does_not_tell_is_said(commands, monkeypatch, capsys):
     match = ["match", *map(str, sides), "--overwrite", "--out", str(commands / "pair")]
     assert main([*match, "--image-size", "320"]) == 0
     said = capsys.readouterr().out
-    assert "a guess: the motion between these two does not tell it" in said
+    assert "only a guess: the motion between these two does not tell it" in said
     assert "all that is seen lies in one plane" in said
     assert main([*match, "--camera", "300", "300", "159.5", "119.5", "--set", "image_size=256"]) == 0
     assert "300.0 px, 300.0 px, as given" in capsys.readouterr().out
