@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dust3r_ros.errors import ConfigError
 from dust3r_ros.options import group, option
+
+LEAST_IMAGE_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,9 @@ class ReconstructorConfig:
     device: str = option("auto", "Torch device: auto, cpu, cuda, cuda:N")
     dtype: str = option(
         "auto", "Precision of the network", choices=("auto", "float32", "bfloat16", "float16"))  # fmt: skip
-    image_size: int = option(0, "Long side of the predictor's images, pixels; 0 is its own choice", minimum=0)
+    image_size: int = option(
+        0, "Long side of the predictor's images, pixels, at least 64; 0 is its own choice",
+        minimum=0, maximum=8192)  # fmt: skip
     window: int = option(3, "Keyframes before a new one that it is paired with", minimum=1, maximum=50)
     intrinsics: str = option(
         "estimate", "The camera's given intrinsics: ignored, and estimated from the images; the guess that the "
@@ -117,6 +122,13 @@ class ReconstructorConfig:
     loops: LoopConfig = group(LoopConfig)
     tracking: TrackingConfig = group(TrackingConfig)
     map: MapConfig = group(MapConfig)
+
+    def __post_init__(self) -> None:
+        if 0 < self.image_size < LEAST_IMAGE_SIZE:
+            raise ConfigError(
+                f"image_size must be from {LEAST_IMAGE_SIZE} to 8192 pixels, or 0 for the predictor's own choice, "
+                f"got {self.image_size}"
+            )
 
 
 @dataclass(frozen=True)

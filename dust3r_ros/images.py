@@ -139,10 +139,11 @@ def _over_white(colour: ByteImage, alpha: ByteImage) -> ByteImage:
 def prepare(image: ByteImage, size: ImageSize) -> PreparedImage:
     """An image (H, W, 3) uint8 RGB as a predictor wants it, with the exact map between the two.
 
-    The long side is resized to ``size.long_side``, up as well as down, then the middle is cut out so that both sides
+    The long side is resized to ``size.long_side``, up as well as down, and the middle is cut out so that both sides
     are multiples of ``size.multiple``. With ``size.square`` the short side is resized to ``long_side`` and the middle
-    square cut out. Raises ImageError for another form, for a side under 16 pixels and for an image so narrow that
-    its short side would be less than one multiple.
+    square cut out. As much is cut away at both ends of a side, so the centre stays the centre, where the principal
+    point of an estimated camera is. Raises ImageError for another form, for a side under 16 pixels and for an image so
+    narrow that its short side would be less than one multiple.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ImageError(f"an image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
@@ -159,12 +160,13 @@ def prepare(image: ByteImage, size: ImageSize) -> PreparedImage:
             f"an image of {width}x{height} is too narrow: at {resized_width}x{resized_height} its short side is "
             f"less than {size.multiple} pixels"
         )
-    left, top = (resized_width - net_width) // 2, (resized_height - net_height) // 2
-    resized = _resize(image, resized_width, resized_height)
-    pixels = np.ascontiguousarray(resized[top : top + net_height, left : left + net_width])
-    transform = ImageTransform(
-        resized_width / width, resized_height / height, -float(left), -float(top), width, height, net_width, net_height
-    )
+    left = _margin(width, net_width, size.long_side, fitted)
+    top = _margin(height, net_height, size.long_side, fitted)
+    cut_width, cut_height = width - 2 * left, height - 2 * top
+    middle = image[top : top + cut_height, left : left + cut_width]
+    scale_x, scale_y = net_width / cut_width, net_height / cut_height
+    transform = ImageTransform(scale_x, scale_y, -left * scale_x, -top * scale_y, width, height, net_width, net_height)
+    pixels = np.ascontiguousarray(_resize(middle, net_width, net_height))
     return PreparedImage(pixels, transform)
 
 
@@ -174,6 +176,14 @@ def _scaled(side: int, long_side: int, fitted: int) -> int:
 
 def _crop_side(side: int, size: ImageSize) -> int:
     return min(side, size.long_side) // size.multiple * size.multiple
+
+
+def _margin(side: int, kept: int, long_side: int, fitted: int) -> int:
+    """Pixels of the original to cut away at each end of a side, so that what is left becomes ``kept`` pixels.
+
+    Whole pixels, before the resizing: after it an odd number of them would be left for the two ends.
+    """
+    return max(0, round((side - kept * fitted / long_side) / 2))
 
 
 def _resize(image: ByteImage, width: int, height: int) -> ByteImage:

@@ -59,6 +59,13 @@ class PairPredictor(ABC, Generic[Encoded]):
     def guess(self, camera: str, intrinsics: Intrinsics) -> None:
         """A first guess of a camera's intrinsics, for prepared images, which are estimated; by default of no use."""
 
+    def focal_spread(self, camera: str) -> float | None:
+        """Standard deviation of the logarithm of the focal that this predictor itself works out for a camera.
+
+        None where it works out none, and its pointmaps alone tell a focal.
+        """
+        return None
+
     def announce(self, pairs: Sequence[tuple[Encoded, Encoded]]) -> None:
         """All pairs that several calls of ``predict`` are going to bring, before the first of them.
 

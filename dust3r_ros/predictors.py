@@ -21,7 +21,7 @@ def load_predictor(config: ReconstructorConfig) -> PairPredictor[Any]:
         from dust3r_ros.geometric import GeometricPredictor
 
         if config.device not in ("auto", "cpu"):
-            log.warning("geometric runs on the processor: device %s is not used", config.device)
+            log.warning("geometric runs on the processor (CPU): device %s is not used", config.device)
         return GeometricPredictor()
     from dust3r_ros.network import NetworkPredictor, for_inference, load_model
 

@@ -29,6 +29,7 @@ from dust3r_ros.errors import Dust3rError
 
 MISTAKE = 2
 INTERRUPTED = 130
+_SAID = ("dust3r_ros.predictors", "dust3r_ros.network.weights")  # whose warnings are for everybody, as the licence
 
 _COMMANDS: tuple[Callable[[Any], None], ...] = (
     reconstruct.register,
@@ -61,6 +62,13 @@ class _Parser(argparse.ArgumentParser):
             hint = f", did you mean {near[0]}?" if near else ""
             self.error(f"unknown {'option' if name.startswith('-') else 'argument'} {name}{hint}")
         return known, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            near = difflib.get_close_matches(str(value), action.choices, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(action.choices)}"
+            self.error(f"unknown command {value}, {hint}")
+        super()._check_value(action, value)
 
     def error(self, message: str) -> NoReturn:
         self.exit(MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -99,8 +107,8 @@ def _guarded(command: Callable[[], int]) -> int:
         name = f"{error.filename}: " if error.filename else ""
         _say(f"{name}{error.strerror or error}")
         return MISTAKE
-    except KeyboardInterrupt:
-        _say("interrupted")
+    except KeyboardInterrupt as interrupt:
+        _say(str(interrupt) or "interrupted")
         return INTERRUPTED
 
 
@@ -112,3 +120,5 @@ def _start_logging(verbose: int) -> None:
     level = (logging.ERROR, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("dust3r_ros").setLevel(level)
+    for name in _SAID:
+        logging.getLogger(name).setLevel(min(level, logging.WARNING))

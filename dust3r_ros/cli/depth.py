@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dust3r_ros.cli.options import add_model_options, add_overwrite, add_verbose, model_config, results_folder
+from dust3r_ros.cli.options import add_camera, add_overwrite, add_single_options, camera_of, config_of, results_folder
 
 if TYPE_CHECKING:
     from dust3r_ros.tasks.single import SingleView
@@ -25,9 +25,9 @@ def register(commands: Any) -> None:
         help="depth.npy (up to scale), confidence.npy, normals.npy (towards the camera), depth.png, normals.png and "
         "camera.json go here",
     )  # fmt: skip
+    add_camera(parser)
     add_overwrite(parser)
-    add_model_options(parser)
-    add_verbose(parser)
+    add_single_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -35,12 +35,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Look, write and print."""
     from dust3r_ros.evaluation.report import focal_text, text_table
     from dust3r_ros.images import load_image
-    from dust3r_ros.pipeline import load_predictor
+    from dust3r_ros.pipeline import load_predictor, predictor_image_size
     from dust3r_ros.tasks.single import look
 
+    config = config_of(arguments)
     image = load_image(arguments.image)
+    camera = camera_of(arguments, *image.shape[:2])
     with results_folder(arguments, "depth.npy", "camera.json") as out:
-        found = look(image, load_predictor(model_config(arguments)))
+        predictor = load_predictor(config)
+        found = look(image, predictor, camera, predictor_image_size(config, predictor))
         _write(found, arguments.image, out)
     original = found.image.transform.to_original(found.intrinsics)
     known = found.depth > 0

@@ -9,9 +9,16 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from dust3r_ros.cli.options import add_model_options, add_overwrite, add_verbose, model_config, results_folder
+from dust3r_ros.cli.options import (
+    add_camera,
+    add_overwrite,
+    add_single_options,
+    camera_of,
+    config_of,
+    results_folder,
+)
 from dust3r_ros.cli.progress import progress_bars
-from dust3r_ros.cli.reconstruct import add_camera, camera_of, find_images
+from dust3r_ros.cli.reconstruct import find_images
 from dust3r_ros.errors import AlignmentError, ImageError
 
 
@@ -28,9 +35,13 @@ def register(commands: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="write cameras.json with the poses found here")
     parser.add_argument("--neighbours", type=int, default=4, metavar="N", help="keyframes to compare with (default 4)")
     add_camera(parser)
+    parser.add_argument(
+        "--estimate-focal", action="store_true",
+        help="estimate the focal of every image, also of those as large as the map's own, which are taken to be of "
+        "its camera",
+    )  # fmt: skip
     add_overwrite(parser)
-    add_model_options(parser)
-    add_verbose(parser)
+    add_single_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -39,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.neighbours < 1:
         raise ImageError(f"--neighbours must be at least 1, got {arguments.neighbours}")
     camera_of(arguments, 1, 1)  # a wrong one is refused before the work
+    if arguments.camera is not None and arguments.estimate_focal:
+        raise ImageError("--camera gives the focal that --estimate-focal asks to estimate: choose one")
     paths = find_images(arguments.images)
     with results_folder(arguments, "cameras.json") if arguments.out is not None else nullcontext() as out:
         return _locate(paths, arguments, out)
@@ -48,17 +61,21 @@ def _locate(paths: Sequence[Path], arguments: argparse.Namespace, out: Path | No
     from dust3r_ros.evaluation.report import markdown_table
     from dust3r_ros.images import load_image
     from dust3r_ros.mapping.export import CameraRecord, write_cameras_json
-    from dust3r_ros.pipeline import load_predictor
+    from dust3r_ros.pipeline import load_predictor, predictor_image_size
     from dust3r_ros.tasks.localise import Localiser
 
-    localiser = Localiser(arguments.map_folder, load_predictor(model_config(arguments)), arguments.neighbours)
+    config = config_of(arguments)
+    predictor = load_predictor(config)
+    size = predictor_image_size(config, predictor)
+    localiser = Localiser(arguments.map_folder, predictor, arguments.neighbours, size)
     rows, cameras = [], []
     with progress_bars() as bars:
         for done, path in enumerate(paths):
             bars("localise", done, len(paths))
             try:
                 image = load_image(path)
-                found = localiser.locate(image, camera_of(arguments, *image.shape[:2]))
+                camera = camera_of(arguments, *image.shape[:2])
+                found = localiser.locate(image, camera, estimate=arguments.estimate_focal)
             except (AlignmentError, ImageError) as error:
                 rows.append([path.name, "-", "-", str(error)])
                 continue

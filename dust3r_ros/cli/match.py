@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dust3r_ros.cli.options import add_model_options, add_overwrite, add_verbose, model_config, results_folder
+from dust3r_ros.cli.options import add_camera, add_overwrite, add_single_options, camera_of, config_of, results_folder
 from dust3r_ros.errors import AlignmentError
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ def register(commands: Any) -> None:
         "--out", type=Path, required=True, metavar="DIR",
         help="matches.npz (pixels of the images, centres at integers), pose.json and matches.jpg go here",
     )  # fmt: skip
+    add_camera(parser)
     add_overwrite(parser)
-    add_model_options(parser)
-    add_verbose(parser)
+    add_single_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -40,16 +40,20 @@ def run(arguments: argparse.Namespace) -> int:
     """Match, write and print. Without matches nothing is written."""
     from dust3r_ros.evaluation.report import text_table
     from dust3r_ros.images import load_image
-    from dust3r_ros.pipeline import load_predictor
+    from dust3r_ros.pipeline import load_predictor, predictor_image_size
     from dust3r_ros.tasks.pair import relate
 
+    config = config_of(arguments)
     first, second = load_image(arguments.first), load_image(arguments.second)
+    k_i, k_j = (camera_of(arguments, *image.shape[:2]) for image in (first, second))
+    known = (k_i, k_j) if k_i is not None and k_j is not None else None
     with results_folder(arguments, "matches.npz", "pose.json", "matches.jpg") as out:
-        found = relate(first, second, load_predictor(model_config(arguments)))
+        predictor = load_predictor(config)
+        found = relate(first, second, predictor, size=predictor_image_size(config, predictor), intrinsics=known)
         if not len(found.matches):
             raise AlignmentError(f"{arguments.first} and {arguments.second} share nothing")
         _write(found, out)
-    print(text_table([*_rows(found), ("written", str(out))]))
+    print(text_table([*_rows(found, given=known is not None), ("written", str(out))]))
     return 0
 
 
@@ -78,25 +82,37 @@ def _original(image: PreparedImage, pixels: Any) -> FloatArray:
     return original
 
 
-def _rows(found: PairResult) -> list[tuple[str, str]]:
-    from dust3r_ros.evaluation.report import focal_text
+def _rows(found: PairResult, *, given: bool) -> list[tuple[str, str]]:
+    from dust3r_ros.data import PairState
 
     if found.still:
-        return [("motion", "none: both images are of one view. The pose is the identity; a focal cannot be told")]
+        return [("motion", "none, both images are of one view: the direction and the focal are undefined")]
     rows = [("matches", f"{len(found.matches)}")]
     for name, pose in (("PnP", found.pnp), ("Procrustes", found.procrustes)):
         if pose is None:
             rows.append((f"pose by {name}", "none"))
             continue
         share = f"{pose.inliers.mean():.0%} of {len(pose.inliers)} points fit"
-        rows.append(
-            (f"pose by {name}", f"turned by {found.angle_deg(pose):.2f} deg, towards {found.heading(pose)}; {share}")
-        )
-    if found.focals_px is not None:
-        sizes = [max(t.original_width, t.original_height) for t in (image.transform for image in found.images)]
-        texts = [focal_text(focal, size) for focal, size in zip(found.focals_px, sizes)]
-        rows.append(("focals", ", ".join(texts)))
-    return rows
+        towards = f", towards {found.heading(pose)}" if found.has_baseline else ""
+        rows.append((f"pose by {name}", f"turned by {found.angle_deg(pose):.2f} deg{towards}; {share}"))
+    if not found.has_baseline and (found.pnp or found.procrustes):
+        rows.append(("motion", "the camera only turned, there is no baseline: the direction is undefined"))
+    elif found.state is PairState.PLANAR:
+        rows.append(("motion", "all that is seen lies in one plane, or the camera only turned: the pose is not sure"))
+    return rows + ([("focals", _focals(found, given))] if found.focals_px is not None else [])
+
+
+def _focals(found: PairResult, given: bool) -> str:
+    from dust3r_ros.evaluation.report import focal_text
+
+    assert found.focals_px is not None
+    sizes = [max(t.original_width, t.original_height) for t in (image.transform for image in found.images)]
+    texts = ", ".join(focal_text(focal, size) for focal, size in zip(found.focals_px, sizes))
+    if given:
+        return f"{texts}, as given"
+    if found.tells_focal:
+        return f"{texts}, +- {100 * found.focal_spread:.0f} %"
+    return f"{texts}, only a guess: the motion between these two does not tell it (give --camera, or more images)"
 
 
 def _drawing(first: ByteImage, second: ByteImage, matches: PixelMatches) -> ByteImage:

@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dust3r_ros.config import CleanConfig, NodeConfig, ReconstructorConfig
-from dust3r_ros.errors import ConfigError, ExportError
+from dust3r_ros.errors import ConfigError, ExportError, ImageError
 from dust3r_ros.options import Option, Value, flatten_config, make_config, options_of
+
+if TYPE_CHECKING:
+    from dust3r_ros.data import Intrinsics
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -26,13 +29,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     for name in ("checkpoint", "device"):
         _add(group, options_of(ReconstructorConfig)[name])
-
-
-def model_config(arguments: argparse.Namespace) -> ReconstructorConfig:
-    """The configuration of a command that has the model's options alone."""
-    names = options_of(ReconstructorConfig)
-    values = {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
-    return make_config(ReconstructorConfig, values)
 
 
 def add_pipeline_options(parser: argparse.ArgumentParser, *, without: tuple[str, ...] = ()) -> None:
@@ -50,6 +46,31 @@ def add_pipeline_options(parser: argparse.ArgumentParser, *, without: tuple[str,
         "--params", type=Path, metavar="FILE", help="options from a YAML file, also a ROS parameter file"
     )
     add_verbose(parser)
+
+
+def add_single_options(parser: argparse.ArgumentParser) -> None:
+    """``add_pipeline_options`` for a command that looks at images one by one or two by two, with no window of them."""
+    add_pipeline_options(parser, without=("window", "intrinsics"))
+
+
+def add_camera(parser: argparse.ArgumentParser) -> None:
+    """``--camera``."""
+    parser.add_argument(
+        "--camera", type=float, nargs=4, metavar=("FX", "FY", "CX", "CY"),
+        help="the images' pinhole, pixels, pixel centres at integers as in CameraInfo, used as it is",
+    )  # fmt: skip
+
+
+def camera_of(arguments: argparse.Namespace, height: int, width: int) -> Intrinsics | None:
+    """The pinhole that ``--camera`` gives for images of a size; None where it is not given."""
+    from dust3r_ros.data import Intrinsics
+
+    if arguments.camera is None:
+        return None
+    fx, fy, cx, cy = arguments.camera
+    if not (fx > 0 and fy > 0):
+        raise ImageError(f"--camera must have positive focal lengths, got {fx:g} and {fy:g}")
+    return Intrinsics(fx, fy, cx + 0.5, cy + 0.5, width, height)
 
 
 def add_options(parser: argparse.ArgumentParser, config_class: type) -> None:

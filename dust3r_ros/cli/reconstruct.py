@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from dust3r_ros.cli.conclude import Finished, say, write_all
 from dust3r_ros.cli.evaluate import add_graph
 from dust3r_ros.cli.options import (
+    add_camera,
     add_pipeline_options,
     add_results_options,
+    camera_of,
     clean_config,
     config_of,
     results_folder,
@@ -24,7 +26,7 @@ from dust3r_ros.errors import ImageError
 
 if TYPE_CHECKING:
     from dust3r_ros.config import ReconstructorConfig
-    from dust3r_ros.data import ByteImage, Intrinsics
+    from dust3r_ros.data import ByteImage
     from dust3r_ros.evaluation.results import Progress, Reconstruction
     from dust3r_ros.pipeline import SourceImage
 
@@ -57,26 +59,6 @@ def register(commands: Any) -> None:
     add_results_options(parser)
     add_pipeline_options(parser)
     parser.set_defaults(run=run)
-
-
-def add_camera(parser: argparse.ArgumentParser) -> None:
-    """``--camera``."""
-    parser.add_argument(
-        "--camera", type=float, nargs=4, metavar=("FX", "FY", "CX", "CY"),
-        help="the images' pinhole, pixels, pixel centres at integers as in CameraInfo, used as it is",
-    )  # fmt: skip
-
-
-def camera_of(arguments: argparse.Namespace, height: int, width: int) -> Intrinsics | None:
-    """The pinhole that ``--camera`` gives for images of a size; None where it is not given."""
-    from dust3r_ros.data import Intrinsics
-
-    if arguments.camera is None:
-        return None
-    fx, fy, cx, cy = arguments.camera
-    if not (fx > 0 and fy > 0):
-        raise ImageError(f"--camera must have positive focal lengths, got {fx:g} and {fy:g}")
-    return Intrinsics(fx, fy, cx + 0.5, cy + 0.5, width, height)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,11 @@ def register(commands: Any) -> None:
         help="trajectory.tum, frames.tum, cloud.ply, cameras.json and report.html go here",
     )  # fmt: skip
     parser.add_argument("--topic", default="", help="image topic (default: the only one)")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="take every N-th image (default 1)")
+    parser.add_argument(
+        "--start", type=float, default=0.0, metavar="S", help="begin S seconds after the recording's begin (default 0)"
+    )
+    parser.add_argument("--duration", type=float, metavar="S", help="take S seconds (default: to the end)")
     parser.add_argument("--truth", default="", metavar="TOPIC", help="true camera poses (default: found by name)")
     parser.add_argument("--picture", action="store_true", help="draw the result as report.png")
     add_results_options(parser)
@@ -51,16 +57,21 @@ def register(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Replay. Of a damaged recording what can be read is reconstructed and written before the error is said."""
+    """Replay. Of a damaged recording what can be read is reconstructed and written before the error is said.
+
+    So is, when it is interrupted, what there is by then.
+    """
     from dust3r_ros.config import CleanConfig
     from dust3r_ros.evaluation.exports import parse_exports
     from dust3r_ros.evaluation.results import IncrementalRun
+    from dust3r_ros.interruption import interruption
     from dust3r_ros.pipeline import Reconstructor, load_predictor
     from dust3r_ros.ros.bag import open_recording
+    from dust3r_ros.ros.excerpt import Excerpt
 
     config = config_of(arguments)
     exports = parse_exports(arguments.export)
-    damage: RecordingError | None = None
+    excerpt = Excerpt(arguments.every, arguments.start, arguments.duration)
     with open_recording(arguments.bag) as recording:
         topic = recording.choose_image_topic(arguments.topic)
         if config.intrinsics != "estimate":
@@ -69,17 +80,31 @@ def run(arguments: argparse.Namespace) -> int:
         with results_folder(arguments, "cameras.json") as out, progress_bars() as bars:
             reconstructor = Reconstructor(config, load_predictor(config))
             replayed = IncrementalRun(reconstructor, keep=None if needs_all else KEPT_VIEWS)
-            damage = _feed(replayed, recording, topic.name, topic.count, bars)
+            whole = excerpt.images(topic.count, recording.duration_s)
+            stamps_ns: list[int] = []
+            with interruption() as stopped:
+                frames = _noted(recording.frames(topic.name, excerpt), stamps_ns)
+                ended = _feed(replayed, frames, whole, bars, stopped)
             result = replayed.result()
+            if isinstance(ended, KeyboardInterrupt) and not result.views:
+                raise ended
             if result.images == 0:
-                raise damage or RecordingError(f"{arguments.bag}: none of the images on {topic.name} can be decoded")
-            finished = _finished(result, recording, arguments, config)
-            originals = map(frame_source, recording.frames(topic.name))
+                raise ended or _no_images(recording, topic.name)
+            finished = _finished(result, recording, arguments, config, stamps_ns)
+            originals = map(frame_source, recording.frames(topic.name, excerpt))
             refused = write_all(finished, out, exports, originals, bars, picture=arguments.picture)
     say(finished, out, refused)
-    if damage is not None:
-        raise damage
+    if ended is not None:
+        raise ended
     return 0
+
+
+def _no_images(recording: Recording, topic: str) -> RecordingError:
+    if recording.skipped:
+        return RecordingError(f"{recording.path}: none of the images on {topic} can be decoded")
+    return RecordingError(
+        f"{recording.path}: {topic} has no image in the part that is asked for; it lasts {recording.duration_s:.1f} s"
+    )
 
 
 def _require_intrinsics(recording: Recording, topic: str, use: str) -> None:
@@ -89,13 +114,13 @@ def _require_intrinsics(recording: Recording, topic: str, use: str) -> None:
 
 
 def _feed(
-    replayed: IncrementalRun, recording: Recording, topic: str, whole: int, progress: Progress
-) -> RecordingError | None:
-    """Every frame into the pipeline; the error that ended the recording early, if one did."""
-    frames = recording.frames(topic)
-    done = 0
-    while True:
+    replayed: IncrementalRun, frames: Iterator[Frame], whole: int, progress: Progress, stopped: Callable[[], bool]
+) -> RecordingError | KeyboardInterrupt | None:
+    """Every frame into the pipeline; what ended it early, if something did."""
+    for done in count():
         progress("replay", done, whole)
+        if stopped():
+            return KeyboardInterrupt(f"interrupted after {done} images: what there was by then is written")
         try:
             frame = next(frames, None)
         except RecordingError as error:
@@ -103,7 +128,14 @@ def _feed(
         if frame is None:
             return None
         replayed.add(frame_source(frame))
-        done += 1
+    return None
+
+
+def _noted(frames: Iterator[Frame], stamps_ns: list[int]) -> Iterator[Frame]:
+    """The same frames, whose stamps are noted."""
+    for frame in frames:
+        stamps_ns.append(frame.stamp_ns)
+        yield frame
 
 
 def frame_source(frame: Frame) -> SourceImage:
@@ -119,13 +151,16 @@ def frame_source(frame: Frame) -> SourceImage:
     )
 
 
-def _finished(result: Reconstruction, recording: Recording, arguments: argparse.Namespace, config: Any) -> Finished:
-    """The result with what the recording says of the truth."""
+def _finished(
+    result: Reconstruction, recording: Recording, arguments: argparse.Namespace, config: Any, stamps_ns: Sequence[int]
+) -> Finished:
+    """The result with what the recording says of the truth, for the time of the images at ``stamps_ns``."""
     import numpy as np
 
     from dust3r_ros.evaluation.exports import clean
 
-    truth = recording.poses(arguments.truth)
+    first_ns, last_ns = min(stamps_ns) - _MAX_GAP_NS, max(stamps_ns) + _MAX_GAP_NS
+    truth = [pose for pose in recording.poses(arguments.truth) if first_ns <= pose.stamp_ns <= last_ns]
     cleaned = clean(result, config.map, clean_config(arguments))
     summary = _summary(cleaned.result, [pose.stamp_ns for pose in truth], [pose.pose for pose in truth])
     if recording.skipped:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -19,6 +20,10 @@ from dust3r_ros.mapping.upright import up_of
 
 MAX_POINTS = 250_000  # drawn a view
 _BACKGROUND, _PATH, _TRUTH = "#14161a", "#ff9f1c", "#4cc9f0"
+_LIGHT = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+_DARK: dict[Any, Any] = dict.fromkeys(_LIGHT, "#c6ccd6") | dict.fromkeys(
+    ("figure.facecolor", "legend.facecolor"), _BACKGROUND
+)
 _INCH_PX = 100
 _WIDTH = 16.0  # inches
 
@@ -42,10 +47,20 @@ class Reconstruction:
     unit: str = "map units"
 
 
-def draw_reconstruction(what: Reconstruction, path: Path, *, title: str = "", caption: str = "") -> None:
-    """Write the picture as PNG. Raises ExportError when the file cannot be written and ValueError without poses."""
+def draw_reconstruction(
+    what: Reconstruction, path: Path, *, title: str = "", caption: str = "", dark: bool = False
+) -> None:
+    """Write the picture as PNG, on white or for a ``dark`` page.
+
+    Raises ExportError when the file cannot be written and ValueError without poses.
+    """
     if not len(what.poses):
         raise ValueError("a reconstruction must have at least one pose to be drawn")
+    with rc_context(_DARK if dark else {}):
+        _draw(what, path, title, caption)
+
+
+def _draw(what: Reconstruction, path: Path, title: str, caption: str) -> None:
     layout = _lay_out(what)
     figure = Figure(figsize=(_WIDTH, layout.height), dpi=_INCH_PX, layout="constrained")
     canvas = FigureCanvasAgg(figure)

@@ -46,7 +46,8 @@ def write_page(
     """
     result = cleaned.result
     shown = min(len(result.cloud), MAX_POINTS)
-    note = f"{shown} of {len(result.cloud)} points. Drag to turn, Shift and drag to move, wheel or pinch to zoom."
+    some = _number(shown) if shown == len(result.cloud) else f"{_number(shown)} of {_number(len(result.cloud))}"
+    note = f"{some} points. Drag to turn, Shift and drag to move, wheel or pinch to zoom."
     parts = {
         "title": html.escape(title or "reconstruction"),
         "facts": "".join(f"<div><dt>{html.escape(n)}</dt><dd>{html.escape(v)}</dd></div>" for n, v in facts),
@@ -73,7 +74,7 @@ def _spread(views: Sequence[PosedView]) -> list[PosedView]:
 def _figure(cleaned: Cleaned, truth: FloatArray | None) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figure.png"
-        draw_result(cleaned.result, file, truth=truth)
+        draw_result(cleaned.result, file, truth=truth, dark=True)
         return _data_uri(file.read_bytes(), "png")
 
 
@@ -90,16 +91,16 @@ def _strip_entry(view: PosedView) -> str:
 
 def _clean(cleaned: Cleaned) -> str:
     rows = "".join(
-        f'<tr><td>{html.escape(step)}</td><td class="n">{count}</td></tr>' for step, count in cleaned.removed
+        f'<tr><td>{html.escape(step)}</td><td class="n">{_number(count)}</td></tr>' for step, count in cleaned.removed
     )
-    table = f"<table><tr><th>left out</th><th>pixels or points</th></tr>{rows}</table>" if rows else ""
+    table = f'<table><tr><th>left out</th><th class="n">pixels or points</th></tr>{rows}</table>' if rows else ""
     before, after = cleaned.before, cleaned.result.cloud
     if before is after:
         return table + "<p>No further clean-up was asked for.</p>"
     pictures = (("before", before), ("after", after))
     figures = "".join(
         f'<figure><img alt="{name}" src="{_jpeg(_overview(cloud, cleaned.result.poses()))}">'
-        f"<figcaption>{name}: {len(cloud)} points</figcaption></figure>"
+        f"<figcaption>{name}: {_number(len(cloud))} points</figcaption></figure>"
         for name, cloud in pictures
     )
     return f'{table}<div class="pair">{figures}</div>'
@@ -125,6 +126,11 @@ def _overview(cloud: PointCloud, poses: FloatArray, width: int = 640, height: in
             inside = (u + du >= 0) & (u + du < width) & (v + dv >= 0) & (v + dv < height)
             image[(v + dv)[inside], (u + du)[inside]] = colours[order][inside]
     return image
+
+
+def _number(count: int) -> str:
+    """With narrow gaps between the thousands."""
+    return f"{count:,}".replace(",", "\u202f")
 
 
 def _times(seconds: Mapping[str, float]) -> str:
@@ -156,7 +162,9 @@ def _scene(cloud: PointCloud, views: Sequence[PosedView], truth: FloatArray | No
     low, high = points.min(axis=0), points.max(axis=0)
     span = np.maximum(high - low, 1e-9)
     lines, colours = _lines(cloud, views, truth)
-    middle_low, middle_high = np.quantile(np.vstack([points, poses[:, :3, 3] @ axes.T]), [0.03, 0.97], axis=0)
+    path = poses[:, :3, 3] @ axes.T
+    middle_low, middle_high = np.quantile(points, [0.03, 0.97], axis=0)  # nearly all points, and all cameras
+    middle_low, middle_high = np.minimum(middle_low, path.min(axis=0)), np.maximum(middle_high, path.max(axis=0))
     extent = float(np.linalg.norm(middle_high - middle_low)) or 1.0
     return {
         "points": _base64(np.rint((chosen.points @ axes.T - low) / span * 65535).astype("<u2")),
@@ -165,7 +173,7 @@ def _scene(cloud: PointCloud, views: Sequence[PosedView], truth: FloatArray | No
         "lines": _base64((lines @ axes.T).astype("<f4")),
         "line_colours": _base64(colours),
         "target": ((middle_low + middle_high) / 2).tolist(),
-        "far": 1.1 * extent,
+        "far": 0.85 * extent,
         "turn": 0.35,
         "lift": 0.45,
         "spacing": extent / max(len(chosen), 1) ** 0.5,

@@ -218,9 +218,12 @@ def _draw(pack: Pack, evaluation: Evaluation, path: Path) -> None:
 
 
 def draw_result(
-    result: Reconstruction, path: Path, *, truth: FloatArray | None = None, title: str = "", caption: str = ""
-) -> None:
-    """The picture of a reconstruction with views; ``truth`` (M, 4, 4) are true poses in its world."""
+    result: Reconstruction, path: Path, *, truth: FloatArray | None = None, title: str = "", caption: str = "",
+    dark: bool = False,
+) -> None:  # fmt: skip
+    """The picture of a reconstruction with views; ``truth`` (M, 4, 4) are true poses in its world; ``dark``: its
+    ground.
+    """
     views = [view for view in result.views if view.estimate.depth.size]
     chosen = sorted({round(place) for place in np.linspace(0, len(views) - 1, _DEPTHS_DRAWN)}) if views else []
     begin_ns = result.views[0].stamp_ns if result.views else 0
@@ -229,7 +232,7 @@ def draw_result(
         for view in (views[place] for place in chosen)
     ]
     what = figure.Reconstruction(result.cloud, result.poses(), depths, truth)
-    figure.draw_reconstruction(what, path, title=title, caption=caption)
+    figure.draw_reconstruction(what, path, title=title, caption=caption, dark=dark)
 
 
 def _depth_title(view: PosedView, begin_ns: int) -> str:

@@ -42,12 +42,12 @@ def find_jobs(
     from the others. ``replay_options`` are for recordings alone. Raises FleetError where nothing is found, and where
     two cannot be told apart.
     """
-    out = out.absolute()
+    out = _absolute(out)
     found: dict[Path, None] = {}
     for path in given:
         if not path.exists():
             raise FleetError(f"{path}: no such file or folder")
-        inside = [source for source in _sources(path.absolute()) if not source.is_relative_to(out)]
+        inside = [source for source in _sources(_absolute(path)) if not source.is_relative_to(out)]
         if not inside:
             raise FleetError(f"{path}: neither a recording nor a video nor a folder with images, and none is in it")
         found.update(dict.fromkeys(inside))
@@ -57,6 +57,11 @@ def find_jobs(
         command = "replay" if is_recording(source) else "reconstruct"
         jobs.append(Job(name, source, out / name, command, (*options, *extra)))
     return jobs
+
+
+def _absolute(path: Path) -> Path:
+    """Without ``..``: a job called so would write to the folder above, and clear it."""
+    return path.resolve() if ".." in path.parts else path.absolute()
 
 
 def _sources(path: Path) -> Iterator[Path]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dust3r_ros.errors import FleetError
 from dust3r_ros.fleet.jobs import Job
 from dust3r_ros.fleet.run import Outcome, Report, Share, State, run_job
+
+_LISTENS_SECONDS = 10.0
 
 
 def run_on_ray(jobs: Sequence[Job], address: str, share: Share, report: Report) -> None:
@@ -47,9 +50,12 @@ def _ray() -> Any:
 
 
 def _join(ray: Any, address: str) -> None:
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
     try:
+        if separator and port.isdecimal():  # where nothing listens Ray itself would try for many minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_LISTENS_SECONDS).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except (ValueError, OverflowError, RuntimeError, OSError) as error:
         raise FleetError(f"cannot join the Ray cluster at {address!r}: {error}") from error
 
 

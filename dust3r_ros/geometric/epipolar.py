@@ -79,7 +79,9 @@ def match_along_epipolar_lines(
     if grid.rows < 2 * BLOCK or grid.columns < 2 * BLOCK:
         return _nothing(k_i), _nothing(k_j)
     parallax = _angles(homogeneous(rays_j) @ sphere_j.to_baseline.T)[1] - _angles(homogeneous(rays_i) @ axes.T)[1]
-    low, count = _disparity_range(parallax / grid.phi_step)
+    low, count = _disparity_range(parallax / grid.phi_step, grid.columns)
+    if not count:
+        return _nothing(k_i), _nothing(k_j)
     warped_i, inside_i = _resample(grey_i, sphere_i, grid)
     warped_j, inside_j = _resample(grey_j, sphere_j, grid)
     disparity_i, disparity_j = _semi_global(warped_i, warped_j, low, count)
@@ -131,13 +133,17 @@ def _make_grid(
     return _Grid(start, theta_step, rows, phi_start, phi_step, int((phi_end - phi_start) / phi_step) + 1)
 
 
-def _disparity_range(disparity: FloatArray) -> tuple[int, int]:
-    """First disparity and how many to search (a multiple of 16), columns."""
+def _disparity_range(disparity: FloatArray, columns: int) -> tuple[int, int]:
+    """First disparity and how many to search (a multiple of 16), columns; none when the first is too large.
+
+    The last is less than ``columns``: with more OpenCV's matcher reads outside the images and the process dies.
+    """
     low, high = np.percentile(disparity, [1, 99])
     spread = high - low
     first = max(int(np.floor(low - 0.15 * spread - 3)), 0)
     count = 16 * int(np.ceil((high + 0.3 * spread + 4 - first) / 16))
-    return first, int(np.clip(count, 16, MAX_DISPARITIES))
+    most = min(MAX_DISPARITIES, 16 * max((columns - 1 - first) // 16, 0))
+    return first, min(max(count, 16), most)
 
 
 def _resample(grey: ByteImage, sphere: _Sphere, grid: _Grid) -> tuple[ByteImage, BoolArray]:

@@ -88,6 +88,9 @@ class GeometricPredictor(PairPredictor[GeometricView]):
     def guess(self, camera: str, intrinsics: Intrinsics) -> None:
         self._calibrator.guess(camera, intrinsics.focal_px / float(np.sqrt(intrinsics.width * intrinsics.height)))
 
+    def focal_spread(self, camera: str) -> float:
+        return self._calibrator.relative(camera)[1]
+
     def describe(self, encoded: GeometricView) -> FloatArray:
         return pooled(encoded.features)
 

@@ -19,6 +19,7 @@ PUBLISHED = {
     "512_linear": "naver/DUSt3R_ViTLarge_BaseDecoder_512_linear",
     "512_dpt": "naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt",
 }
+_TRY_SECONDS = 5.0
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -34,9 +35,10 @@ def fetch(repository: str) -> Path:
     """The folder in the local cache with a repository's weights and configuration.
 
     Files already in the cache are used without the network; others are downloaded and checked against the hub's
-    SHA-256. Raises CheckpointError saying where the files were looked for and how to get them.
+    SHA-256. Whether the hub is there is tried once and shortly: a download is tried again and again, and says so.
+    Raises CheckpointError saying where the files were looked for and how to get them.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.utils import LocalEntryNotFoundError
 
     try:
@@ -45,6 +47,7 @@ def fetch(repository: str) -> Path:
             hf_hub_download(repository, WEIGHTS_FILE, local_files_only=True)
             return config.parent
         except LocalEntryNotFoundError:
+            get_hf_file_metadata(hf_hub_url(repository, WEIGHTS_FILE), timeout=_TRY_SECONDS)
             log.info("downloading %s (about 2.3 GB for the published models) from the Hugging Face hub", repository)
         config = Path(hf_hub_download(repository, CONFIG_FILE))
         weights = Path(hf_hub_download(repository, WEIGHTS_FILE))
@@ -67,13 +70,15 @@ def _download_errors() -> tuple[type[Exception], ...]:
 
 def _how_to_get(repository: str, error: Exception) -> str:
     from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.utils import HfHubHTTPError
 
     place = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    hub = "the hub answers" if isinstance(error, HfHubHTTPError) else "the hub cannot be reached"
     return (
-        f"cannot get {WEIGHTS_FILE} and {CONFIG_FILE} of {repository}: they are not in {place}, and the hub gave: "
-        f"{reason.rstrip('.')}. Where there is a network, run 'hf download {repository} {CONFIG_FILE} {WEIGHTS_FILE} "
-        f"--local-dir FOLDER', copy that folder to this machine and name it as the checkpoint"
+        f"no model {repository}: it is not in {place}, and {hub} ({reason}). Where there is a network, run "
+        f"'hf download {repository} {CONFIG_FILE} {WEIGHTS_FILE} --local-dir FOLDER', copy that folder to this machine "
+        f"and name it as the checkpoint; 'tiny' and 'geometric' need no download"
     )
 
 

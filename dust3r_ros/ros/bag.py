@@ -18,6 +18,7 @@ from dust3r_ros.data import ByteImage, FloatArray, Intrinsics
 from dust3r_ros.errors import RecordingError, RosError
 from dust3r_ros.geometry import make_pose, rotation_from_quaternion
 from dust3r_ros.ros.decode import compressed_to_rgb, image_to_rgb, stamp_ns_of
+from dust3r_ros.ros.excerpt import ALWAYS, WHOLE, Excerpt, Window
 from dust3r_ros.ros.lens import Lens, lens_of, same_camera
 from dust3r_ros.ros.salvage import UnfinishedMcap
 from dust3r_ros.ros.storage import DAMAGE, open_storage, reason
@@ -141,16 +142,20 @@ class Recording:
             raise RecordingError(f"{self.path} has no image topic; its image topics are: {listed}")
         raise RecordingError(f"{self.path} has several image topics, name one of: {listed}")
 
-    def frames(self, topic: str = "") -> Iterator[Frame]:
+    def frames(self, topic: str = "", excerpt: Excerpt = WHOLE) -> Iterator[Frame]:
         """The images of one topic in the order of recording. Images that cannot be decoded are logged and skipped."""
         chosen = self.choose_image_topic(topic)
         info_topic = self._camera_info_topic(chosen)
-        self.skipped = 0
+        self.skipped, number = 0, -1
         known, described = self._first_lens(info_topic), None
-        for connection, log_ns, message in self._messages({chosen.name, info_topic} - {""}):
+        window = excerpt.window_ns(self._reader.start_time)
+        for connection, log_ns, message in self._messages({chosen.name, info_topic} - {""}, window):
             if connection.topic == info_topic:
                 if described is None or not same_camera(described, message):
                     described, known = message, _lens(message) or known
+                continue
+            number += 1
+            if number % excerpt.every:
                 continue
             try:
                 image = (compressed_to_rgb if chosen.type == COMPRESSED_IMAGE else image_to_rgb)(message)
@@ -222,19 +227,19 @@ class Recording:
             return None
         return next((_lens(message) for _, _, message in self._messages({info_topic})), None)
 
-    def _messages(self, topics: Collection[str]) -> Iterator[tuple[Connection, int, Any]]:
-        for connection, log_ns, data in self._raw(topics):
+    def _messages(self, topics: Collection[str], window: Window = ALWAYS) -> Iterator[tuple[Connection, int, Any]]:
+        for connection, log_ns, data in self._raw(topics, window):
             try:
                 message = self._reader.deserialize(data, connection.msgtype)
             except DAMAGE as error:
                 raise self._damaged(error) from error
             yield connection, log_ns, message
 
-    def _raw(self, topics: Collection[str]) -> Iterator[tuple[Connection, int, bytes]]:
+    def _raw(self, topics: Collection[str], window: Window = ALWAYS) -> Iterator[tuple[Connection, int, bytes]]:
         connections = [connection for connection in self._reader.connections if connection.topic in topics]
         if not connections:
             return
-        messages = self._reader.messages(connections)
+        messages = self._reader.messages(connections, *window)
         while True:
             try:
                 following = next(messages, None)
@@ -243,7 +248,7 @@ class Recording:
             if following is None:
                 break
             yield following
-        if isinstance(self._reader.paths[-1], UnfinishedMcap):
+        if window[1] is None and isinstance(self._reader.paths[-1], UnfinishedMcap):
             raise RecordingError(f"{self.path} was not closed by its recorder: only what is before the break was read")
 
     def _damaged(self, error: BaseException) -> RecordingError:

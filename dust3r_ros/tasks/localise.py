@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from dust3r_ros.evaluation.run import at_network_pixels
 from dust3r_ros.geometric.matching import Features, extract_features, match_features
 from dust3r_ros.geometry import backproject, invert_pose, project, transform_points
 from dust3r_ros.images import prepare
-from dust3r_ros.predictor import PairPredictor
+from dust3r_ros.predictor import ImageSize, PairPredictor
 from dust3r_ros.resection import noise_px, pose_covariance, pose_from_points
 from dust3r_ros.tasks.matches import match_pixels
 from dust3r_ros.tasks.pose import MOST_POINTS
@@ -27,6 +26,8 @@ from dust3r_ros.tasks.pose import MOST_POINTS
 _FEATURES, _RATIO = 1000, 0.85  # by which the nearest keyframes are found
 _COARSE, _FINE = np.geomspace(0.5, 2.0, 13), np.geomspace(0.94, 1.06, 7)  # factors of a focal that are tried
 _LEAST_SHARE = 0.1  # of the points have to fit, or the pose is not believed
+_ONE_CAMERA, _OF_CAMERA = 0.02, 0.8  # four fifths of the focals of one camera differ by less from their median
+MAP_CAMERA = "the map's camera"
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,32 +97,42 @@ def locate_among(
 
 
 class Localiser:
-    """A map's keyframes, ready to be compared with images. ``neighbours`` of them are paired with each image."""
+    """A map's keyframes, ready to be compared with images. ``neighbours`` of them are paired with each image.
 
-    def __init__(self, folder: Path, predictor: PairPredictor[Any], neighbours: int = 4) -> None:
+    ``size`` is that of the predictor's images when it is not to be its own choice.
+    """
+
+    def __init__(
+        self, folder: Path, predictor: PairPredictor[Any], neighbours: int = 4, size: ImageSize | None = None
+    ) -> None:
         self._predictor = predictor
         self._neighbours = neighbours
+        self._size = size or predictor.image_size
         pack = load_map(folder)
         self.metric = pack.metric
-        self._sizes = _original_sizes(Path(folder), pack)
+        self._cameras = _cameras(Path(folder), pack)
         self.keyframes = [self._keyframe(frame) for frame in pack.frames if frame.depth_file is not None]
 
-    def locate(self, image: ByteImage, intrinsics: Intrinsics | None = None) -> Located:
-        """The pose of an image (H, W, 3). ``intrinsics`` for its size where they are known; else an image of the
-        keyframes' size is taken to be of their camera, and any other's focal is estimated.
+    def locate(self, image: ByteImage, intrinsics: Intrinsics | None = None, *, estimate: bool = False) -> Located:
+        """The pose of an image (H, W, 3). ``intrinsics`` for its size where they are known; else an image as large as
+        those the map was made of is taken to be of their camera, and any other's focal is estimated, or every one's
+        with ``estimate``.
 
         Raises AlignmentError when it cannot be placed.
         """
-        prepared = prepare(image, self._predictor.image_size)
+        prepared = prepare(image, self._size)
         near = self._nearest(prepared)
-        known = prepared.transform.to_network(intrinsics) if intrinsics is not None else self._shared(prepared)
+        height, width = image.shape[:2]
+        source = "given" if intrinsics is not None else MAP_CAMERA
+        original = intrinsics or (None if estimate else self._cameras.get((width, height)))
+        known = prepared.transform.to_network(original) if original is not None else None
         return locate_among(
-            [saved.keyframe for saved in near], prepared, known, "given" if intrinsics is not None else "the map's",
+            [saved.keyframe for saved in near], prepared, known, source,
             lambda tried: self._predict(prepared, near, tried),
         )  # fmt: skip
 
     def _keyframe(self, frame: PackFrame) -> SavedKeyframe:
-        prepared = prepare(frame.load_image(), self._predictor.image_size)
+        prepared = prepare(frame.load_image(), self._size)
         k = prepared.transform.to_network(frame.intrinsics)
         depth = at_network_pixels(_depth_of(frame), prepared)
         points = transform_points(frame.camera_to_world, backproject(depth, k))
@@ -133,17 +144,6 @@ class Localiser:
         shared = [len(match_features(features, keyframe.features, _RATIO)) for keyframe in self.keyframes]
         order = np.argsort(shared)[::-1][: self._neighbours]
         return [self.keyframes[at] for at in order if shared[at] > 0] or [self.keyframes[at] for at in order]
-
-    def _shared(self, prepared: PreparedImage) -> Intrinsics | None:
-        """The intrinsics of the keyframes, where all have about the same ones and the images, original and prepared,
-        one size: a map made at another image size has images of another crop.
-        """
-        size = (prepared.transform.original_width, prepared.transform.original_height)
-        focals = np.array([saved.keyframe.intrinsics.focal_px for saved in self.keyframes])
-        if self._sizes != {size} or np.ptp(focals) > 0.02 * np.median(focals):
-            return None
-        shared = self.keyframes[0].keyframe.intrinsics
-        return shared if (shared.width, shared.height) == (prepared.width, prepared.height) else None
 
     def _predict(
         self, prepared: PreparedImage, near: Sequence[SavedKeyframe], known: Intrinsics | None
@@ -172,15 +172,21 @@ def load_map(folder: Path) -> Pack:
     return pack
 
 
-def _original_sizes(folder: Path, pack: Pack) -> set[tuple[int, int]]:
-    """The sizes of the images a map was made of; its keyframes may be smaller."""
-    path = folder / "cameras.json"
-    if not path.is_file():
-        return {(frame.intrinsics.width, frame.intrinsics.height) for frame in pack.frames}
-    try:  # not as a pack: the images it names need not be there any more
-        return {(frame["width"], frame["height"]) for frame in json.loads(path.read_text(encoding="utf-8"))["frames"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecordingError(f"{path} cannot be read: {error}") from error
+def _cameras(folder: Path, pack: Pack) -> dict[tuple[int, int], Intrinsics]:
+    """By (width, height), the cameras that a map's images were taken with; its keyframes may be smaller.
+
+    A size whose images have focals of several cameras is left out.
+    """
+    whole = load_pack(folder, images=False) if (folder / "cameras.json").is_file() else pack
+    found: dict[tuple[int, int], list[Intrinsics]] = {}
+    for k in (frame.intrinsics for frame in whole.frames):
+        found.setdefault((k.width, k.height), []).append(k)
+    cameras = {}
+    for size, some in found.items():
+        middle = sorted(some, key=lambda k: k.focal_px)[len(some) // 2]
+        if np.quantile([abs(k.focal_px / middle.focal_px - 1) for k in some], _OF_CAMERA) <= _ONE_CAMERA:
+            cameras[size] = middle
+    return cameras
 
 
 def _best_focal(points: FloatArray, pixels: FloatArray, guess: Intrinsics) -> Intrinsics:

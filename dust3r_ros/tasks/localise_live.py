@@ -14,7 +14,7 @@ from dust3r_ros.errors import AlignmentError
 from dust3r_ros.geometry import backproject, transform_points, weighted_median
 from dust3r_ros.images import prepare
 from dust3r_ros.pipeline import Reconstructor, predictor_image_size
-from dust3r_ros.tasks.localise import Located, MapKeyframe, locate_among
+from dust3r_ros.tasks.localise import MAP_CAMERA, Located, MapKeyframe, locate_among
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class LiveLocaliser:
             predictions = predictor.probe(pairs)
             return predictions[::2], predictions[1::2]
 
-        return locate_among(keyframes, prepared, known, "given" if given is not None else "the map's", predict)
+        return locate_among(keyframes, prepared, known, "given" if given is not None else MAP_CAMERA, predict)
 
 
 def _shared(prepared: PreparedImage, old: EncodedKeyframe, anchor: Anchor) -> Intrinsics | None:

@@ -12,7 +12,7 @@ from dust3r_ros.data import BoolArray, ByteImage, FloatArray, Intrinsics, PairSt
 from dust3r_ros.errors import AlignmentError
 from dust3r_ros.geometry import backproject
 from dust3r_ros.images import prepare
-from dust3r_ros.predictor import PairPredictor
+from dust3r_ros.predictor import ImageSize, PairPredictor
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +28,15 @@ class SingleView:
     intrinsics: Intrinsics
 
 
-def look(image: ByteImage, predictor: PairPredictor[Any], intrinsics: Intrinsics | None = None) -> SingleView:
-    """What one image (H, W, 3) tells. ``intrinsics`` for that size where they are known.
+def look(
+    image: ByteImage, predictor: PairPredictor[Any], intrinsics: Intrinsics | None = None, size: ImageSize | None = None
+) -> SingleView:
+    """What one image (H, W, 3) tells. ``intrinsics`` for that size where they are known; ``size`` is that of the
+    predictor's image when it is not to be its own choice.
 
     Raises AlignmentError for a predictor that sees no depth without a second view.
     """
-    prepared = prepare(image, predictor.image_size)
+    prepared = prepare(image, size or predictor.image_size)
     known = prepared.transform.to_network(intrinsics) if intrinsics is not None else None
     encoded = predictor.encode(prepared, "camera", known)
     prediction = predictor.predict([(encoded, encoded)])[0]

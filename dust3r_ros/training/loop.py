@@ -12,6 +12,7 @@ import torch
 
 from dust3r_ros.config import TrainingConfig
 from dust3r_ros.errors import TrainingError
+from dust3r_ros.interruption import interruption
 from dust3r_ros.network import ModelSource, save_model
 from dust3r_ros.network.weights import resolve_device
 from dust3r_ros.options import Value, flatten_config
@@ -19,7 +20,6 @@ from dust3r_ros.training import record
 from dust3r_ros.training.assess import Assessment, assess, held_out_pairs
 from dust3r_ros.training.begin import Source, batch_of, make_network, make_stream, options_with, uses_bfloat16
 from dust3r_ros.training.croco import share_decoder
-from dust3r_ros.training.interruption import interruption
 from dust3r_ros.training.pairs import PairBatch, chunk_seed
 from dust3r_ros.training.stages import Position, Stage, Task, all_stages, chosen, learning_rate, position
 from dust3r_ros.training.state import Progress, SavedRun, read_run, restore, save_run

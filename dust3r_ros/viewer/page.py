@@ -21,6 +21,8 @@ from dust3r_ros.viewer.scene import (
     ViewedKeyframe,
     ViewedScene,
     quaternion_wxyz,
+    scene_extent,
+    scene_middle,
     scene_reach,
     shown_points,
     up_direction,
@@ -29,6 +31,7 @@ from dust3r_ros.viewer.scene import (
 log = logging.getLogger(__name__)
 
 _PATH_COLOUR, _CAMERA_COLOUR, _CHOSEN_COLOUR = (230, 120, 30), (70, 110, 190), (230, 60, 40)
+_LOOK_FROM = 1.7  # of the scene's extent
 _CAMERA_SIZE = 0.06  # of the scene's reach
 _SAME_SIZE = 0.04
 
@@ -177,13 +180,14 @@ class Viewer:
             camera.up_direction = -pose[:3, 1]
 
     def _look(self, scene: ViewedScene) -> None:
-        """Pages look from behind the first camera."""
+        """Pages look as the first camera does, somewhat from above, from so far behind that all is seen."""
         if not scene.keyframes:
             return
-        pose, reach = scene.keyframes[0].camera_to_world, scene_reach(scene)
-        start = self._server.initial_camera
-        start.position = pose[:3, 3] - 0.8 * reach * pose[:3, 2] - 0.35 * reach * pose[:3, 1]
-        start.look_at = pose[:3, 3] + 0.8 * reach * pose[:3, 2]
+        first = scene.keyframes[0].camera_to_world
+        start, target = self._server.initial_camera, scene_middle(scene)
+        back = first[:3, 2] + 0.3 * first[:3, 1]
+        start.position = target - _LOOK_FROM * scene_extent(scene, target) * back / np.linalg.norm(back)
+        start.look_at = target
         start.up = up_direction(scene)
 
     def _save(self, event: Any) -> None:

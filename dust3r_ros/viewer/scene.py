@@ -69,6 +69,21 @@ def scene_reach(scene: ViewedScene) -> float:
     return reach if reach > 0 else 1.0
 
 
+def scene_middle(scene: ViewedScene) -> FloatArray:
+    """Midway between the cameras and the points, (3,); the cameras' middle without points."""
+    cameras = np.mean([k.camera_to_world[:3, 3] for k in scene.keyframes], axis=0)
+    return (cameras + np.median(scene.cloud.points, axis=0)) / 2 if len(scene.cloud) else cameras
+
+
+def scene_extent(scene: ViewedScene, middle: FloatArray) -> float:
+    """How far all cameras and nine in ten points are from the middle at most; 1 where all is in one place."""
+    cameras = np.array([k.camera_to_world[:3, 3] for k in scene.keyframes])
+    farthest = float(np.linalg.norm(cameras - middle, axis=1).max())
+    if len(scene.cloud):
+        farthest = max(farthest, float(np.quantile(np.linalg.norm(scene.cloud.points - middle, axis=1), 0.9)))
+    return farthest if farthest > 0 else 1.0
+
+
 def up_direction(scene: ViewedScene) -> FloatArray:
     """Up (3,) in the world."""
     if not scene.keyframes:

@@ -12,6 +12,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from dust3r_ros.errors import RecordingError
 from dust3r_ros.ros.bag import open_recording
+from dust3r_ros.ros.excerpt import Excerpt
 from dust3r_ros.ros.lens import lens_of
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
@@ -107,6 +108,50 @@ def test_every_kind_of_bag_gives_the_same_frames(tmp_path, kind, topic):
         np.testing.assert_array_equal(frame.image, np.broadcast_to(colour(number), (24, 32, 3)))
         assert (frame.intrinsics.cx, frame.intrinsics.cy) == (16, 12)
         assert frame.intrinsics.fx == 30 + max(number - 1, 0)  # the newest that came before; the first looks ahead
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("excerpt", "numbers"),
+    [
+        (Excerpt(every=2), [0, 2, 4]),
+        (Excerpt(start_s=0.2), [2, 3, 4]),
+        (Excerpt(duration_s=0.15), [0, 1]),
+        (Excerpt(start_s=0.05, duration_s=0.3), [1, 2, 3]),
+        (Excerpt(2, 0.1, 0.35), [1, 3]),
+        (Excerpt(start_s=5.0), []),
+    ],
+    ids=str,
+)
+def test_a_part_of_a_recording_is_read(tmp_path, kind, excerpt, numbers):
+    with open_recording(write_bag(tmp_path, kind)) as recording:
+        frames = list(recording.frames("/cam/image_raw", excerpt))
+        whole = len(list(recording.frames("/cam/image_raw")))
+    assert [(frame.stamp_ns - START_NS) // PERIOD_NS for frame in frames] == numbers
+    assert all(frame.intrinsics is not None for frame in frames)
+    assert whole == COUNT
+
+
+def test_a_part_says_about_how_many_images_it_has():
+    assert Excerpt().images(100, 10.0) == 100
+    assert Excerpt(every=3).images(100, 10.0) == 34
+    assert Excerpt(start_s=8.0, duration_s=5.0).images(100, 10.0) == 20
+    assert Excerpt(start_s=12.0).images(100, 10.0) == 0
+    assert Excerpt(every=2).images(1, 0.0) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((0,), "every must be at least 1, got 0"),
+        ((1, -1.0), "start must be at least 0 seconds, got -1"),
+        ((1, float("nan")), "start must be at least 0"),
+        ((1, 0.0, 0.0), "duration must be more than 0 seconds, got 0"),
+    ],
+)
+def test_a_part_that_makes_no_sense_is_refused(values, said):
+    with pytest.raises(RecordingError, match=said):
+        Excerpt(*values)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from dust3r_ros.cli.ros_commands import _node_arguments, ros_parameters
 from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.errors import ConfigError, RosError
 from dust3r_ros.evaluation.report import focal_text
+from dust3r_ros.evaluation.results import IncrementalRun
 from dust3r_ros.options import make_config
 
 VIEWS = 5
@@ -249,6 +252,53 @@ def test_replay_of_an_unfinished_recording_writes_what_there_is_and_says_so(tmp_
     assert capsys.readouterr().err.count("was not closed by its recorder") == 1
 
 
+def test_replay_takes_a_part(tmp_path, monkeypatch, capsys):
+    arguments = ["replay", str(oracle_bag(tmp_path, monkeypatch)), *EVERY]
+    out = tmp_path / "out"
+    assert main([*arguments, "--out", str(out), "--start", "0.1", "--every", "3", "--export", "nerfstudio"]) == 0
+    stamps = [line.split()[0] for line in (out / "trajectory.tum").read_text().splitlines()[1:]]
+    assert stamps == ["1700000000.100000000", "1700000000.400000000"]
+    for picture, number in zip(sorted((out / "images").iterdir()), (1, 4), strict=True):
+        shown = cv2.imread(str(picture))[..., ::-1].astype(int)
+        assert np.abs(shown - image_of(number, path(VIEWS)[number])).mean() < 10
+    parts = []
+    for part in ((), ("--start", "0.1")):
+        assert main([*arguments, "--out", str(tmp_path / f"part{len(part)}"), *part]) == 0
+        parts.append(re.search(r"% of ([\d.]+) m", capsys.readouterr().out)[1])
+    assert float(parts[1]) == pytest.approx(0.75 * float(parts[0]), abs=0.02)  # the true path of three of four steps
+    nothing = refused(capsys, *arguments, "--out", str(tmp_path / "none"), "--start", "9")
+    assert "has no image in the part that is asked for; it lasts" in nothing
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_an_interrupted_replay_writes_what_it_has(tmp_path, monkeypatch, capsys, after):
+    """Ctrl-C while an image is looked at."""
+    whole = IncrementalRun.add
+    offered = []
+
+    def add(run, source):
+        offered.append(source)
+        if len(offered) == max(after, 1):
+            os.kill(os.getpid(), signal.SIGINT)
+            if not after:
+                os.kill(os.getpid(), signal.SIGINT)  # a second one ends it at once
+        return whole(run, source)
+
+    monkeypatch.setattr(IncrementalRun, "add", add)
+    bag, out = oracle_bag(tmp_path, monkeypatch), tmp_path / "out"
+    assert main(["replay", str(bag), "--out", str(out), *EVERY]) == 130
+    said = capsys.readouterr()
+    if after:
+        assert len(trajectory(out)) == 3
+        assert said.err == "dust3r-ros: interrupted after 3 images: what there was by then is written\n"
+        assert "frames seen        3" in said.out
+        assert (out / "report.html").is_file()
+    else:
+        assert said.err == "dust3r-ros: interrupted\n"
+        assert not out.exists()
+
+
 def test_align_reads_predictions_and_writes_the_scene(tmp_path):
     poses = path(3)
     pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
@@ -291,7 +341,13 @@ def test_align_honours_what_is_known(tmp_path, capsys):
 
 MISTAKES = {
     "no command": ([], "dust3r-ros: the following arguments are required: COMMAND"),
-    "unknown command": (["fly"], "invalid choice: 'fly'"),
+    "unknown command": (["fly"], "unknown command fly, there are reconstruct, replay, batch"),
+    "misspelt command": (["reconstrct", "x"], "unknown command reconstrct, did you mean reconstruct?; see dust3r-ros"),
+    "tiny images": (
+        ["reconstruct", "{tmp}/images", "--out", "{tmp}/o", "--image-size", "10"],
+        "image_size must be from 64 to 8192 pixels, or 0 for the predictor's own choice, got 10"
+    ),
+    "huge images": (["info", "--set", "image_size=9000"], "image_size must be from 0 to 8192, got 9000"),
     "no out": (["reconstruct", "x"], "the following arguments are required: --out"),
     "no images": (["reconstruct", "{tmp}/nowhere", "--out", "{tmp}/o"], "nowhere: no such file or folder"),
     "empty folder": (["reconstruct", "{tmp}/empty", "--out", "{tmp}/o"], "empty: no images in this folder"),
@@ -330,6 +386,7 @@ MISTAKES = {
     "no pack": (["evaluate", "{tmp}/empty", "--out", "{tmp}/o"], "is not a posed image pack"),
     "no bag": (["replay", "{tmp}/nowhere", "--out", "{tmp}/o"], "no such recording"),
     "no bag either": (["replay", "{tmp}/one.png", "--out", "{tmp}/o"], "is not a recording"),
+    "no image": (["replay", "x.bag", "--out", "{tmp}/o", "--every", "0"], "every must be at least 1, got 0"),
     "no predictions": (["align", "{tmp}/nowhere.npz", "--out", "{tmp}/o.npz"], "nowhere.npz: no such file"),
     "unknown option": (["info", "--set", "keyframes.min_overlapp=1"], "did you mean keyframes.min_overlap?"),
     "no value": (["info", "--set", "window"], "--set expects NAME=VALUE, got 'window'"),
@@ -357,6 +414,17 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(images, tmp_path, capsys, a
     assert said in line
     assert line.startswith("dust3r-ros")
     assert not (tmp_path / "o").exists()  # what is refused leaves nothing behind
+
+
+def test_a_device_that_is_not_used_is_said(images, tmp_path, monkeypatch):
+    """In a process of its own: what is written is what the logging of the command shows."""
+    command = [sys.executable, "-m", "dust3r_ros", "match", str(images / "view8.png"), str(images / "view8.png")]
+    done = subprocess.run(
+        [*command, "--device", "cuda", "--out", str(tmp_path / "pair")], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("geometric runs on the processor (CPU): device cuda is not used")
 
 
 def test_an_interrupt_ends_cleanly(images, tmp_path, capsys, monkeypatch):

@@ -82,7 +82,7 @@ def test_an_unknown_option_is_refused_with_the_nearest_name() -> None:
     ("name", "value", "message"),
     [
         ("window", 0, "window must be from 1 to 50, got 0"),
-        ("image_size", -1, "image_size must be at least 0, got -1"),
+        ("image_size", -1, "image_size must be from 0 to 8192, got -1"),
         ("window", 2.0, "window must be a int, got 2.0"),
         ("window", True, "window must be a int, got True"),
         ("window", "3", "window must be a int, got '3'"),

@@ -6,8 +6,9 @@ from oracle import FOCAL_PX, INTRINSICS, OraclePredictor, depth_of, image_of, pa
 from scipy.spatial.transform import Rotation
 
 from dust3r_ros.data import PairPrediction
-from dust3r_ros.evaluation.pairs import NO_DIRECTION_DEG, Guess, TrueView, evaluate_pairs
+from dust3r_ros.evaluation.pairs import Guess, TrueView, evaluate_pairs
 from dust3r_ros.geometry import rotation_angle_deg
+from dust3r_ros.pair_errors import NO_DIRECTION_DEG
 
 POSES = path(4)
 VIEWS = [TrueView(image_of(k, pose), INTRINSICS, pose, depth_of(pose)) for k, pose in enumerate(POSES)]

@@ -64,6 +64,15 @@ def test_everything_in_a_folder_is_found_once_and_named_by_what_tells_it_apart(r
     assert [is_recording(job.source) for job in jobs] == [job.command == "replay" for job in jobs]
 
 
+def test_a_path_that_goes_up_again_gives_a_folder_inside(recordings, tmp_path, monkeypatch):
+    """Never the folder above, whose content would be thrown away when the job begins again."""
+    (job,) = find_jobs([recordings / "photos" / "more" / ".."], tmp_path / "out")
+    assert (job.name, job.source, job.folder) == ("photos", recordings / "photos", tmp_path / "out" / "photos")
+    monkeypatch.chdir(recordings / "photos" / "more")
+    (job,) = find_jobs([Path("..")], tmp_path / "out")
+    assert job.folder == tmp_path / "out" / "photos"
+
+
 def test_results_that_lie_among_the_recordings_are_not_taken_for_some(recordings):
     write_image(recordings / "maps" / "photos" / "images" / "1.png")
     assert len(find_jobs([recordings], recordings / "maps")) == 5
@@ -218,15 +227,31 @@ def test_a_folder_that_cannot_be_written_is_a_failure_of_its_job_alone(tmp_path)
     assert "out" in outcome.error
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
+def test_a_cluster_that_is_not_there_is_said_at_once(tmp_path, capsys, monkeypatch, address):
+    class Patient:
+        def init(self, **settings):
+            raise AssertionError("Ray tries for many minutes")
+
+        def shutdown(self) -> None:
+            pass
+
+    monkeypatch.setattr("dust3r_ros.fleet.on_ray._ray", Patient)
+    write_image(tmp_path / "in" / "1.png")
+    assert main(["batch", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--ray", address]) == 2
+    assert f"cannot join the Ray cluster at {address!r}" in capsys.readouterr().err
+
+
 @pytest.mark.slow
-def test_ray_runs_the_same_jobs(tmp_path, capsys):
+def test_ray_runs_the_same_jobs(tmp_path):
     ray = pytest.importorskip("ray")
-    write_image(tmp_path / "in" / "good" / "1.png")
+    wall = np.random.default_rng(0).integers(0, 255, (60, 100, 3), np.uint8)
+    for number in (0, 1):
+        path = write_image(tmp_path / "in" / "good" / f"{number}.png")
+        Image.fromarray(wall[:, 8 * number : 80 + 8 * number]).resize((320, 240), Image.Resampling.BICUBIC).save(path)
     touch(tmp_path / "in" / "bad.mcap")
-    arguments = ["batch", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *SMALL, "--ray", "local"]
-    assert main(arguments) == 1
+    arguments = ["batch", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--image-size", "160"]
+    assert main([*arguments, "--cores", "1", "--ray", "local"]) == 1
     assert not ray.is_initialized()
     rows = {row["name"]: row["state"] for row in json.loads((tmp_path / "out" / "batch.json").read_text())}
     assert rows == {"good": "done", "bad": "failed"}
-    assert main(["batch", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *SMALL, "--ray", "127.0.0.1:1"]) == 2
-    assert "cannot join the Ray cluster" in capsys.readouterr().err

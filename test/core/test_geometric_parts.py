@@ -5,10 +5,10 @@ import pytest
 from geometric_scenes import ROOM, K, pose_of, relative_pose, shoot
 from scipy.spatial.transform import Rotation
 
-from dust3r_ros.data import PairState
+from dust3r_ros.data import Intrinsics, PairState
 from dust3r_ros.geometric.assemble import ReferenceDepth
 from dust3r_ros.geometric.depth import DepthMap, epipolar_depth
-from dust3r_ros.geometric.epipolar import match_along_epipolar_lines
+from dust3r_ros.geometric.epipolar import _disparity_range, match_along_epipolar_lines
 from dust3r_ros.geometric.focal import CANDIDATES, PRIOR_SPREAD, FocalCalibrator, SizedMatches, relative_focal
 from dust3r_ros.geometric.matching import (  # fmt: skip
     Matches,
@@ -141,6 +141,22 @@ def test_stereo_along_epipolar_lines_finds_the_flow(shots, true_pose, swap):
     error = np.linalg.norm(target_pixels(seed.flow) - target, axis=-1)[seed.valid]
     assert seed.valid.mean() > 0.5 and back.valid.mean() > 0.5
     assert np.median(error) < 0.3 and np.quantile(error, 0.9) < 1.5
+
+
+@pytest.mark.parametrize("reach", [0.1, 0.3, 0.5, 0.8])
+def test_matches_as_far_apart_as_the_images_are_wide_end_well(reach):
+    """OpenCV's matcher dies of a search that is wider than its images, and the whole process with it."""
+    k = Intrinsics.from_focal(300.0, 48, 160)
+    pixels = np.random.default_rng(0).integers(0, 255, (160, 48)).astype(np.uint8)
+    pose = RelativePose(np.eye(3), np.array([-1.0, 0.0, 0.0]))
+    v = np.linspace(-0.2, 0.2, 30)
+    rays = [np.stack([np.full(30, side * reach / 2) + 0.01 * v, v], axis=1) for side in (1, -1)]
+    seed, back = match_along_epipolar_lines(pixels, pixels, k, k, pose, *rays)
+    assert seed.flow.shape == back.flow.shape == (160, 48, 2)
+    assert not (reach > 0.2 and seed.valid.any())  # farther than the image is wide
+    for first, count in (_disparity_range(np.linspace(low, low + 30, 50), 60) for low in range(0, 90, 7)):
+        assert count % 16 == 0
+        assert count == 0 or first + count < 60
 
 
 def test_flow_there_and_back_agree_where_both_see(shots):

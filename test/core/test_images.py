@@ -262,12 +262,24 @@ class TestPrepare:
             assert found_u == pytest.approx(t.scale_x * u + t.offset_x, abs=0.03)
             assert found_v == pytest.approx(t.scale_y * v + t.offset_y, abs=0.03)
 
-    def test_the_crop_is_centred(self) -> None:
-        transform = prepare(np.zeros((370, 1226, 3), np.uint8), SIZE_512).transform
-        left, right = -transform.offset_x, 1226 * transform.scale_x - 512 + transform.offset_x
-        top, bottom = -transform.offset_y, 370 * transform.scale_y - 144 + transform.offset_y
-        assert abs(left - right) <= 1
-        assert abs(top - bottom) <= 1
+    @pytest.mark.parametrize("size", [SIZE_512, SIZE_224, ImageSize(320), ImageSize(500)])
+    @pytest.mark.parametrize("shape", [(2048, 3072), (512, 768), (3072, 2048), (370, 1226), (211, 333), (2047, 3071)])
+    def test_the_crop_is_centred_and_keeps_pixels_square(self, shape: tuple[int, int], size: ImageSize) -> None:
+        transform = prepare(np.zeros((*shape, 3), np.uint8), size).transform
+        assert 2 * transform.offset_x == pytest.approx(transform.network_width - shape[1] * transform.scale_x)
+        assert 2 * transform.offset_y == pytest.approx(transform.network_height - shape[0] * transform.scale_y)
+        kept = transform.network_width / transform.scale_x, transform.network_height / transform.scale_y
+        assert transform.scale_x == pytest.approx(transform.scale_y, rel=1.001 / min(kept))
+
+    @pytest.mark.parametrize("side", [320, 336, 512])
+    @pytest.mark.parametrize("shape", [(2048, 3072), (512, 768), (370, 1226), (1080, 1920), (2047, 3071)])
+    def test_an_estimated_camera_comes_back_with_the_originals_centre(self, shape: tuple[int, int], side: int) -> None:
+        height, width = shape
+        transform = prepare(np.zeros((height, width, 3), np.uint8), ImageSize(side)).transform
+        estimated = Intrinsics.from_focal(300.0, transform.network_width, transform.network_height)
+        original = transform.to_original(estimated)
+        assert (original.cx, original.cy) == pytest.approx((width / 2, height / 2), abs=1e-9)
+        assert transform.to_network(original).matrix() == pytest.approx(estimated.matrix(), abs=1e-9)
 
     def test_shrinking_does_not_alias(self) -> None:
         stripes = np.zeros((480, 640, 3), np.uint8)
@@ -328,12 +340,6 @@ class TestPrepare:
         assert network.fy * y + network.cy == pytest.approx(
             transform.scale_y * (k.fy * y + k.cy) + transform.offset_y, abs=1e-9
         )
-
-    def test_a_centred_camera_stays_centred_within_a_pixel(self) -> None:
-        transform = prepare(np.zeros((370, 1226, 3), np.uint8), SIZE_512).transform
-        network = transform.to_network(Intrinsics.from_focal(700, 1226, 370))
-        assert abs(network.cx - 256) <= 0.5
-        assert abs(network.cy - 72) <= 0.5
 
     def test_intrinsics_of_another_size_are_refused(self) -> None:
         transform = prepare(np.zeros((480, 640, 3), np.uint8), SIZE_512).transform

@@ -10,11 +10,11 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "dust3r_ros"
 LEVELS = [
     {"errors"},
-    {"options", "data", "files"},
+    {"options", "data", "files", "interruption"},
     {"config"},
     {"predictor"},
     {"geometry", "corners"},
-    {"resection"},
+    {"resection", "pair_errors"},
     {
         "images",
         "pictures",

@@ -218,7 +218,7 @@ def test_an_image_is_placed_in_the_live_map_which_stays_as_it_is(first):
         found = localiser.locate(walk().frame(index).image, intrinsics)
         assert_true(to_truth(first), found.camera_to_world, index)
         assert found.inliers > 0.6 * found.points > 100
-        assert found.intrinsics_from == ("given" if intrinsics else "the map's")
+        assert found.intrinsics_from == ("given" if intrinsics else "the map's camera")
         assert found.intrinsics.focal_px == pytest.approx(walk().intrinsics.focal_px, rel=0.02)
         assert found.covariance.shape == (6, 6)
     for pose, (_, now) in zip(before, first.trajectory(), strict=True):

@@ -25,7 +25,9 @@ def result():
 
 def page(result, folder, cleaning=CleanConfig(), **settings) -> str:  # noqa: B008
     cleaned = clean(result, CONFIG.map, cleaning)
-    write_page(cleaned, folder / "report.html", [("model", "oracle <1>")], CONFIG, "a & b", **settings)
+    write_page(
+        cleaned, folder / "report.html", [("model", "oracle <1>"), ("points", "12")], CONFIG, "a & b", **settings
+    )
     return (folder / "report.html").read_text()
 
 
@@ -59,6 +61,30 @@ def test_the_script_gets_every_point_where_it_is(result, tmp_path):
     np.testing.assert_allclose(lines[-2:] @ lines[-2:].T, _gram(result.poses()[-2:, :3, 3]), atol=1e-5)
 
 
+def test_all_cameras_are_in_the_first_look(result, tmp_path):
+    """Few cameras far from many points: each is within what the eye sees, 0.625 of its distance each way."""
+    away = [replace(v, camera_to_world=v.camera_to_world + 20 * np.eye(4, k=3) * (v.number == 0)) for v in result.views]
+    scene = scene_of(page(replace(result, views=tuple(away)), tmp_path))
+    lines = np.frombuffer(base64.b64decode(scene["lines"]), "<f4").reshape(-1, 3)[-2 * (VIEWS - 1) :]
+    assert np.linalg.norm(lines - scene["target"], axis=1).max() < 0.625 * scene["far"]
+
+
+def test_the_page_is_read_on_a_phone_and_on_a_desk(result, tmp_path, browser):
+    page(result, tmp_path, CleanConfig(outliers=1.0))
+    for width in (390, 1280):
+        opened = browser.new_page(viewport={"width": width, "height": 844})
+        wrong = []
+        opened.on("pageerror", lambda error, wrong=wrong: wrong.append(error))
+        opened.goto((tmp_path / "report.html").as_uri())
+        assert opened.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out
+        figure = opened.locator("img[alt^='the cloud from above']").bounding_box()
+        assert figure["width"] >= 700  # on a phone it scrolls within its frame
+        facts = [box.bounding_box() for box in opened.locator("dl div").all()]
+        assert len({round(box["x"]) for box in facts}) >= 2
+        assert wrong == []
+        opened.close()
+
+
 def _gram(points: np.ndarray) -> np.ndarray:
     return points @ points.T
 
@@ -77,8 +103,8 @@ def test_clean_up_is_shown_before_and_after(result, tmp_path):
     text = page(result, tmp_path, CleanConfig(consistency=0.05, outliers=1.0))
     assert "in front of what other views see" in text
     after = clean(result, CONFIG.map, CleanConfig(outliers=1.0)).result.cloud
-    assert f"before: {len(result.cloud)} points" in text
-    assert f"after: {len(after)} points" in text
+    assert f"before: {len(result.cloud):,} points".replace(",", "\u202f") in text
+    assert f"after: {len(after):,} points".replace(",", "\u202f") in text
     assert len(after) < len(result.cloud)
 
 
@@ -95,7 +121,7 @@ def test_a_run_without_points_has_a_page(result, tmp_path):
         for v in result.views
     )
     text = page(replace(result, views=views, cloud=PointCloud.empty()), tmp_path)
-    assert "0 of 0 points" in text
+    assert "<p>0 points. Drag" in text
 
 
 def test_a_page_that_cannot_be_written_is_one_clear_error(result, tmp_path):

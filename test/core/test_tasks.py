@@ -25,6 +25,7 @@ from dust3r_ros.geometry import (
     transform_points,
 )
 from dust3r_ros.images import load_image
+from dust3r_ros.predictor import ImageSize
 from dust3r_ros.tasks.localise import Localiser, load_map
 from dust3r_ros.tasks.matches import match_pixels
 from dust3r_ros.tasks.pair import relate
@@ -160,6 +161,40 @@ def test_two_images_of_one_view_tell_no_pose_and_no_focal():
     assert not relate(image, shifted, GeometricPredictor()).still
 
 
+def test_the_focal_of_a_pair_has_its_doubt(oracle):
+    """A sideways motion before a plane tells no focal: it keeps the doubt that there is of any lens."""
+    rng = np.random.default_rng(1)
+    wall = cv2.GaussianBlur(rng.integers(0, 255, (300, 500, 3)).astype(np.uint8), (0, 0), 2)
+    wall = cv2.normalize(wall, None, 0, 255, cv2.NORM_MINMAX)
+    views = wall[:240, :320], wall[:240, 40:360]
+    unknown = relate(*views, GeometricPredictor())
+    assert unknown.state is PairState.PLANAR
+    assert unknown.focal_spread > 0.3
+    assert not unknown.tells_focal
+    k = INTRINSICS.from_focal(300.0, 320, 240)
+    known = relate(*views, GeometricPredictor(), intrinsics=(k, k))
+    assert known.focals_px == pytest.approx((300.0, 300.0))
+    assert known.focal_spread == 0
+    seen = relate(image_of(0, path(VIEWS)[0]), image_of(4, path(VIEWS)[4]), oracle)  # by the pointmaps
+    assert seen.focal_spread < 0.01
+    assert seen.tells_focal
+
+
+def test_a_camera_that_only_turned_has_no_direction():
+    rng = np.random.default_rng(2)
+    scene = cv2.GaussianBlur(rng.integers(0, 255, (600, 800, 3)).astype(np.uint8), (0, 0), 2)
+    scene = cv2.normalize(scene, None, 0, 255, cv2.NORM_MINMAX)
+    k = np.array([[500, 0, 400], [0, 500, 300], [0, 0, 1.0]])
+    turn = cv2.Rodrigues(np.array([0.02, 0.12, 0.01]))[0]
+    turned = cv2.warpPerspective(scene, k @ turn.T @ np.linalg.inv(k), (800, 600))
+    views = [image[120:480, 160:640] for image in (scene, turned)]
+    known = INTRINSICS.from_focal(500.0, 480, 360)
+    found = relate(*views, GeometricPredictor(), intrinsics=(known, known))
+    assert not found.has_baseline
+    assert found.angle_deg(found.pnp) == pytest.approx(np.degrees(np.linalg.norm([0.02, 0.12, 0.01])), abs=0.1)
+    assert found.to_json()["has_baseline"] is False
+
+
 def test_a_single_image_has_depth_normals_and_a_focal(oracle):
     pose = path(VIEWS)[2]
     found = look(image_of(2, pose), oracle)
@@ -204,7 +239,7 @@ def test_an_image_is_placed_in_a_map(map_folder, oracle, known):
     error = invert_pose(path(VIEWS)[3]) @ found.camera_to_world
     assert np.linalg.norm(error[:3, 3]) < 0.02
     assert rotation_angle_deg(error[:3, :3]) < 0.2
-    assert found.intrinsics_from == ("given" if known else "the map's")
+    assert found.intrinsics_from == ("given" if known else "the map's camera")
     assert found.inliers > 0.9 * found.points > 100
     assert len(found.keyframes) == 3
     assert "images/3.png" in found.keyframes  # the image itself is its own nearest keyframe
@@ -231,14 +266,28 @@ def test_a_map_of_prepared_images_knows_the_size_of_the_originals(map_folder, or
     (tmp_path / "made").mkdir()
     map_folder.rename(tmp_path / "made" / "depth")
     cameras = json.loads((tmp_path / "made" / "depth" / "cameras.json").read_text())
+    scale = np.array([[2, 0, 0.5], [0, 2, 0.5], [0, 0, 1]])  # pixel centres at integers
     for frame in cameras["frames"]:
-        frame |= {"width": 2 * WIDTH, "height": 2 * HEIGHT}
+        frame |= {"width": 2 * WIDTH, "height": 2 * HEIGHT, "K": (scale @ frame["K"]).tolist()}
     (tmp_path / "made" / "cameras.json").write_text(json.dumps(cameras))
     image = image_of(1, path(VIEWS)[1])
     larger = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
     localiser = Localiser(tmp_path / "made", oracle)
-    assert localiser.locate(larger).intrinsics_from == "the map's"
+    found = localiser.locate(larger)
+    assert found.intrinsics_from == "the map's camera"
+    assert found.intrinsics.matrix() == pytest.approx(INTRINSICS.matrix() * [[2], [2], [1]], abs=1e-6)
+    assert localiser.locate(larger, estimate=True).intrinsics_from == "estimated"
     assert localiser.locate(image).intrinsics_from == "estimated"
+    smaller = Localiser(tmp_path / "made", oracle, size=ImageSize(WIDTH // 2))  # of another preparation than the map's
+    assert smaller._cameras == localiser._cameras
+
+
+def test_a_size_that_two_cameras_have_tells_no_camera(map_folder, oracle):
+    cameras = json.loads((map_folder / "cameras.json").read_text())
+    for frame in cameras["frames"][::2]:
+        frame["K"][0][0] = frame["K"][1][1] = 2 * FOCAL_PX
+    (map_folder / "cameras.json").write_text(json.dumps(cameras))
+    assert Localiser(map_folder, oracle)._cameras == {}
 
 
 def test_an_image_of_elsewhere_is_not_placed(map_folder):
@@ -296,10 +345,45 @@ def test_the_commands_write_what_they_say(commands, map_folder, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_what_a_pair_does_not_tell_is_said(commands, monkeypatch, capsys):
+    rng = np.random.default_rng(1)
+    wall = cv2.GaussianBlur(rng.integers(0, 255, (300, 500, 3)).astype(np.uint8), (0, 0), 2)
+    wall = cv2.normalize(wall, None, 0, 255, cv2.NORM_MINMAX)
+    sides = commands / "left.png", commands / "right.png"
+    for side, shift in zip(sides, (0, 40)):
+        cv2.imwrite(str(side), wall[:240, shift : shift + 320])
+    sizes = []
+
+    def load(config):
+        sizes.append(config.image_size)
+        return GeometricPredictor()
+
+    monkeypatch.setattr("dust3r_ros.pipeline.load_predictor", load)
+    match = ["match", *map(str, sides), "--overwrite", "--out", str(commands / "pair")]
+    assert main([*match, "--image-size", "320"]) == 0
+    said = capsys.readouterr().out
+    assert "only a guess: the motion between these two does not tell it" in said
+    assert "all that is seen lies in one plane" in said
+    assert main([*match, "--camera", "300", "300", "159.5", "119.5", "--set", "image_size=256"]) == 0
+    assert "300.0 px, 300.0 px, as given" in capsys.readouterr().out
+    assert json.loads((commands / "pair" / "pose.json").read_text())["focals_px"] == pytest.approx([300, 300])
+    assert sizes == [320, 256]
+
+
+def test_localise_says_whose_focal_it_took(commands, map_folder, capsys):
+    command = ["localise", str(commands / "view1.png"), "--map", str(map_folder)]
+    assert main(command) == 0
+    assert "px, the map's camera" in capsys.readouterr().out
+    assert main([*command, "--estimate-focal"]) == 0
+    assert "px, estimated" in capsys.readouterr().out
+    assert main([*command, "--estimate-focal", "--camera", "55", "55", "31.5", "23.5"]) == 2
+    assert "choose one" in capsys.readouterr().err
+
+
 def test_identical_images_are_said_to_be(commands, capsys):
     image = str(commands / "view0.png")
     assert main(["match", image, image, "--out", str(commands / "same")]) == 0
-    assert "both images are of one view" in capsys.readouterr().out
+    assert "both images are of one view: the direction and the focal are undefined" in capsys.readouterr().out
     assert json.loads((commands / "same" / "pose.json").read_text())["one_view"] is True
 
 

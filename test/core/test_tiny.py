@@ -8,9 +8,10 @@ import pytest
 from programs import ROOT, load_program
 
 from dust3r_ros.config import ReconstructorConfig
-from dust3r_ros.evaluation.pairs import Guess, PairErrors, evaluate_pairs
+from dust3r_ros.evaluation.pairs import Guess, evaluate_pairs
 from dust3r_ros.network import load_model
 from dust3r_ros.network.weights import locate
+from dust3r_ros.pair_errors import PairErrors
 from dust3r_ros.pipeline import load_predictor
 
 PAIRS = 40

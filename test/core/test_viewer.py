@@ -26,6 +26,8 @@ from dust3r_ros.viewer.scene import (
     ViewedScene,
     graph_picture,
     quaternion_wxyz,
+    scene_extent,
+    scene_middle,
     scene_reach,
     shown_points,
     up_direction,
@@ -84,6 +86,20 @@ def test_the_reach_of_a_scene_is_a_distance_in_it():
     ball = cloud(2000)
     far = PointCloud(ball.points * 50, ball.colours, ball.confidence)
     assert 30 < scene_reach(ViewedScene([], far)) < 60
+
+
+def test_the_extent_holds_all_cameras_and_most_points():
+    ball = cloud(2000)
+    poses = [make_pose(np.eye(3), np.array([x, 0.0, 0.0])) for x in (-9.0, 3.0)]
+    views = [replace(scene().keyframes[0], camera_to_world=pose) for pose in poses]
+    seen = ViewedScene(views, ball)
+    middle = scene_middle(seen)
+    assert middle == pytest.approx((np.array([-3.0, 0, 0]) + np.median(ball.points, axis=0)) / 2)
+    assert scene_extent(seen, middle) == pytest.approx(np.linalg.norm(poses[0][:3, 3] - middle))
+    points = np.linalg.norm(ball.points - middle, axis=1)
+    assert (points <= scene_extent(seen, middle)).mean() >= 0.9
+    one = ViewedScene(views[:1])
+    assert (scene_middle(one), scene_extent(one, scene_middle(one))) == (pytest.approx([-9.0, 0, 0]), 1.0)
 
 
 def test_quaternions_begin_with_w():

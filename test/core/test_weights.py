@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import re
+import socket
 import zipfile
 from pathlib import Path
 
@@ -447,13 +448,33 @@ def test_a_cached_hub_model_needs_no_network(cache, state, name):
 
 def test_without_network_and_cache_it_says_what_to_do(cache):
     text = message_of("512_dpt")
-    assert f"cannot get model.safetensors and config.json of {REPOSITORY}" in text
+    assert f"no model {REPOSITORY}" in text
+    assert "the hub cannot be reached" in text
     assert f"not in {cache}/models--naver--DUSt3R_ViTLarge_BaseDecoder_512_dpt" in text
     assert f"hf download {REPOSITORY} config.json model.safetensors" in text
+    assert "'tiny' and 'geometric' need no download" in text
+
+
+def test_a_hub_that_cannot_be_reached_is_tried_once(cache, monkeypatch, caplog, capsys):
+    tried = []
+
+    def nowhere(host, *rest, **options):
+        tried.append(host)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    assert "the hub cannot be reached ([Errno -2] Name or service not known)" in message_of("512_dpt")
+    assert len(tried) == 1
+    assert not caplog.records
+    assert capsys.readouterr().err == ""
 
 
 def test_a_name_the_hub_refuses_is_an_error(cache):
-    assert "cannot get" in message_of("a--b/c..d")
+    assert "no model a--b/c..d" in message_of("a--b/c..d")
 
 
 def test_a_damaged_download_is_noticed(cache, state, monkeypatch):
@@ -468,6 +489,7 @@ def test_a_damaged_download_is_noticed(cache, state, monkeypatch):
         return str(snapshot / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: None)
     assert hub.fetch(REPOSITORY) == snapshot
     blob = (snapshot / "model.safetensors").resolve()
     blob.write_bytes(blob.read_bytes()[:-4] + b"\0\0\0\0")

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a run as the end of its time does."""
+"""Ctrl-C ends long work after its present step, so that what there is by then can be kept."""
 
 from __future__ import annotations
 
