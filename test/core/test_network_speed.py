@@ -11,7 +11,7 @@ from network_golden import MINI
 from dust3r_ros.cli import main
 from dust3r_ros.evaluation.network_speed import Work
 from dust3r_ros.evaluation.reference import ReferenceRunner, stream_pairs
-from dust3r_ros.evaluation.timing import PeakMemory, Timing, matrix_rate, time_together
+from dust3r_ros.evaluation.timing import Timing, matrix_rate, time_together
 from dust3r_ros.network import Dust3rNetwork, NetworkConfig, save_model
 from dust3r_ros.training.architectures import initialised
 
