@@ -51,6 +51,10 @@ class SeenKeyframe:
         camera = np.stack([(u - k.cx) / k.fx * z, (v - k.cy) / k.fy * z, z], axis=1)
         return transform_points(self.view.camera_to_world, camera)
 
+    def has_features(self, count: int) -> bool:
+        """Whether they were looked for already: ``features`` then costs nothing."""
+        return count in self._features
+
     def features(self, count: int) -> Features:
         """Of the small copy, at most about ``count``, in original-image pixels; they are looked for once."""
         if count not in self._features:

@@ -111,10 +111,16 @@ class Tracker:
         """Whether an image in which the corners were not followed is compared with the keyframes."""
         return self._config.features > 0 and (self._missed < EAGER_IMAGES or self._missed % RELUCTANT_STEP == 0)
 
+    def _comparable(self, known: Collection[SeenKeyframe]) -> list[SeenKeyframe]:
+        """The keyframes whose features are there, and the newest of the others: one an image, for it takes time."""
+        count = self._config.features
+        fresh = [keyframe for keyframe in known if not keyframe.has_features(count)][-1:]
+        return [keyframe for keyframe in known if keyframe.has_features(count) or keyframe in fresh]
+
     def _recapture(self, known: dict[int, SeenKeyframe], grey: ByteImage, grown: FloatArray,
                    straighten: Straighten | None) -> TrackedPose | None:  # fmt: skip
         """The pose by the features that the image shares with the known keyframes; from there they are followed."""
-        matched = _Tracks.matched(grey, list(known.values()), self._config.features)
+        matched = _Tracks.matched(grey, self._comparable(known.values()), self._config.features)
         fix = self._locate(matched, known, matched.straight(grown, straighten))
         if fix.pose.camera_to_world is None:
             return None

@@ -135,6 +135,11 @@ class Camera:
         camera_frame = self._frame_id or frame_name(message.header.frame_id) or "camera"
         return Frame(self.topics.image, camera_frame, image, stamp_ns_of(message.header), lens, arrived)
 
+    @property
+    def calibration(self) -> str:
+        """What its CameraInfo says, in words."""
+        return self._calibration.known
+
     def silent_s(self) -> float:
         """Seconds since the last image, or since the subscription began."""
         return time.monotonic() - self.heard_at

@@ -288,7 +288,8 @@ class Mapper:
         if begins:
             self._landmarks.clear()
             if camera_in_reference is not None:
-                self.frames.anchor(camera_in_reference, pose)
+                moved = self.frames.camera_in_odometry(frame.camera_frame, frame.stamp_ns, camera_in_reference)
+                self.frames.anchor(camera_in_reference, pose, moved)
         resized = self.frames.map.measured(self._reconstructor.metric_scale)
         if begins or resized:
             self._outputs.jumped()

@@ -98,3 +98,11 @@ def test_what_is_wrong_with_a_request_is_said_while_the_worker_is_busy(occupied,
     answer = occupied.call(kind, name, kind.Request(**given))
     assert not answer.success and said in answer.message
     assert occupied.recorded.status.keyframes == 0  # the first one is still in hand
+
+
+def test_a_clean_up_that_would_have_to_wait_too_long_leaves_the_node_inactive(occupied):  # the last one of this node
+    assert occupied.change_state("deactivate")
+    assert not occupied.change_state("cleanup")
+    assert occupied.life_cycle() == "inactive"
+    assert "cannot clean up: the keyframe in hand did not end within 10 s" in occupied.log()
+    assert occupied.change_state("activate")
