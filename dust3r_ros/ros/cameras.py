@@ -112,7 +112,9 @@ class Camera:
         options = QoSOverridingOptions.with_default_policies()
         # CameraInfo first, since the executor keeps this order.
         self._subscriptions: list[Any] = [
-            node.create_subscription(CameraInfo, topics.info, self._on_info, image_qos("best_effort", 5)),
+            node.create_subscription(
+                CameraInfo, topics.info, self._on_info, image_qos("best_effort", 5), qos_overriding_options=options,
+            ),
             node.create_subscription(
                 self._type, topics.image, lambda message: self._on_image(message, on_image), self._qos,
                 qos_overriding_options=options,

@@ -150,13 +150,17 @@ def test_keyframe_now_takes_the_next_image_even_when_nothing_moved(start):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # rclpy's own, as the recorder's reliable depth does not fit
 def test_the_quality_of_service_of_a_stream_is_a_parameter(start):
-    rig = start(*SMALL, "qos_overrides.NAMESPACE/image.subscription.reliability:=best_effort",
+    rig = start(*SMALL, "use_odometry:=true", "qos_overrides.NAMESPACE/image.subscription.reliability:=best_effort",
+                "qos_overrides.NAMESPACE/odom.subscription.reliability:=reliable",
+                "qos_overrides.NAMESPACE/camera_info.subscription.reliability:=reliable",
                 "qos_overrides.NAMESPACE/dust3r/depth.publisher.reliability:=best_effort")  # fmt: skip
     with running(rig):
-        rig.wait(lambda: rig.recorder.count_subscribers(f"{rig.namespace}/image"))
-        (images,) = rig.recorder.get_subscriptions_info_by_topic(f"{rig.namespace}/image")
+        inputs = [f"{rig.namespace}/{name}" for name in ("image", "camera_info", "odom")]
+        rig.wait(lambda: all(map(rig.recorder.count_subscribers, inputs)))
+        (images,), (infos,), (odometry,) = map(rig.recorder.get_subscriptions_info_by_topic, inputs)
         (points,) = rig.recorder.get_publishers_info_by_topic(f"{rig.namespace}/dust3r/points")
         assert images.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
+        assert infos.qos_profile.reliability == odometry.qos_profile.reliability == ReliabilityPolicy.RELIABLE
         (depth,) = rig.recorder.get_publishers_info_by_topic(f"{rig.namespace}/dust3r/depth")
         assert depth.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
         assert points.qos_profile.reliability == ReliabilityPolicy.RELIABLE
