@@ -70,6 +70,9 @@ class TrackingConfig:
     min_share: float = option(
         0.3, "Share of the followed points that must fit, or an image counts as lost",
         minimum=0.0, maximum=1.0)  # fmt: skip
+    features: int = option(
+        400, "Features of an image that is lost, by which it is looked for in the last keyframes before a keyframe is "
+        "asked for; 0 does not look", minimum=0, maximum=5000)  # fmt: skip
 
 
 @dataclass(frozen=True)

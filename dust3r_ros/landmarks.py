@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from dust3r_ros.data import BoolArray, FloatArray, ImageTransform, Intrinsics, Update, ViewEstimate
+from dust3r_ros.corners import small_grey
+from dust3r_ros.data import BoolArray, FloatArray, Intrinsics, PreparedImage, Update, ViewEstimate
+from dust3r_ros.geometric.matching import Features, extract_features
 from dust3r_ros.geometry import Similarity, transform_points
 from dust3r_ros.mapping.fuse import usable_pixels
 from dust3r_ros.updates import changed_view
@@ -21,7 +23,7 @@ LEAST_CONFIDENCE = 0.1  # quantile of a keyframe's confidences below which its p
 
 @dataclass(frozen=True, eq=False)
 class SeenKeyframe:
-    """A keyframe's geometry: ``view`` in the world, ``transform`` from its original image to the view's pixels.
+    """A keyframe's geometry: ``view`` in the world, for the pixels of ``image``.
 
     ``usable`` (H, W) are the pixels whose depth can be relied on.
     """
@@ -30,23 +32,38 @@ class SeenKeyframe:
     stamp_ns: int
     camera: str
     view: ViewEstimate
-    transform: ImageTransform
+    image: PreparedImage
     usable: BoolArray
+    _features: dict[int, Features] = field(default_factory=dict)  # of the image: it moves, they do not
 
     @property
     def intrinsics(self) -> Intrinsics:
         """Of the original image."""
-        return self.transform.to_original(self.view.intrinsics)
+        return self.image.transform.to_original(self.view.intrinsics)
 
     def points_world(self, pixels: FloatArray) -> FloatArray:
         """The points (N, 3) that original-image pixels (N, 2) show, NaN where there is none to rely on."""
-        t, k = self.transform, self.view.intrinsics
+        t, k = self.image.transform, self.view.intrinsics
         u, v = (pixels * (t.scale_x, t.scale_y) + (t.offset_x, t.offset_y)).T
         inside = (u >= 0) & (v >= 0) & (u < k.width) & (v < k.height)
         row, column = np.where(inside, v, 0).astype(int), np.where(inside, u, 0).astype(int)
         z = np.where(inside & self.usable[row, column], self.view.depth[row, column].astype(np.float64), np.nan)
         camera = np.stack([(u - k.cx) / k.fx * z, (v - k.cy) / k.fy * z, z], axis=1)
         return transform_points(self.view.camera_to_world, camera)
+
+    def has_features(self, count: int) -> bool:
+        """Whether they were looked for already: ``features`` then costs nothing."""
+        return count in self._features
+
+    def features(self, count: int) -> Features:
+        """Of the small copy, at most about ``count``, in original-image pixels; they are looked for once."""
+        if count not in self._features:
+            grey, t = small_grey(self.image.pixels), self.image.transform
+            found = extract_features(grey, count)
+            network = found.points * (self.image.width / grey.shape[1], self.image.height / grey.shape[0])
+            original = (network - (t.offset_x, t.offset_y)) / (t.scale_x, t.scale_y)
+            self._features[count] = replace(found, points=original)
+        return self._features[count]
 
 
 class Landmarks:
@@ -77,9 +94,7 @@ class Landmarks:
                     known[index] = _followed(known[index], Similarity.from_matrix(change))
             if update.view.registered:
                 new, view = update.keyframe, update.view
-                known[new.index] = SeenKeyframe(
-                    new.index, new.stamp_ns, new.camera, view, new.image.transform, _usable(view)
-                )
+                known[new.index] = SeenKeyframe(new.index, new.stamp_ns, new.camera, view, new.image, _usable(view))
             self._keyframes = _newest(known)
 
     def follow(self, changes: Mapping[int, Similarity]) -> None:

@@ -243,16 +243,20 @@ class Reconstructor:
             relations, loops, voxels, points, self.metric_scale,
         )  # fmt: skip
 
-    def recall(self, memory: MapMemory) -> None:
-        """Forget everything, and go on in a map that is known: the next keyframe is looked for in it.
-
-        The cameras' intrinsics stay as the map has them. Raises RecordingError for a map of another predictor, or one
-        that no keyframe can be found in; then everything is as before.
-        """
+    def check_recallable(self, memory: MapMemory) -> None:
+        """Raise RecordingError for a map of another predictor, or one that no keyframe can be found in."""
         if memory.predictor != self.info.name:
             raise RecordingError(f"the map was made by {memory.predictor}: {self.info.name} cannot find its places")
         if len(memory.places) < 2 or not self.config.loops.enabled:
             raise RecordingError("the map has no places to be found in: both sessions need loops.enabled")
+
+    def recall(self, memory: MapMemory) -> None:
+        """Forget everything, and go on in a map that is known: the next keyframe is looked for in it.
+
+        The cameras' intrinsics stay as the map has them. Raises RecordingError as ``check_recallable`` does; then
+        everything is as before.
+        """
+        self.check_recallable(memory)
         fused = FusedMap(self.config.map)
         fused.restore(memory.voxels, memory.points, memory.next_index - 1)
         revisits = Revisits(self.config.loops, self.config.alignment, self._predictor)

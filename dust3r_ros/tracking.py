@@ -1,12 +1,13 @@
 """A pose for every image: corners of the keyframes are followed, and their points tell where the camera is (PnP).
 
 A keyframe's corners are followed from the moment it was chosen, while its geometry is still being worked out; as soon
-as that is known they count. Points are read anew for each image, so the poses follow alignment.
+as that is known they count. Points are read anew for each image, so the poses follow alignment. An image in which the
+corners cannot be followed, after a cover, a blur or a fast turn, is compared with the newest keyframes by its features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -16,6 +17,7 @@ from dust3r_ros.config import TrackingConfig
 from dust3r_ros.corners import SPACING_PX, corner_flow, find_corners, small_grey
 from dust3r_ros.data import BoolArray, ByteImage, FloatArray
 from dust3r_ros.errors import AlignmentError
+from dust3r_ros.geometric.matching import extract_features, match_features
 from dust3r_ros.landmarks import Landmarks, SeenKeyframe
 from dust3r_ros.resection import pose_covariance, pose_from_points
 
@@ -23,6 +25,9 @@ REANCHOR_PX = 8.0  # corners are followed from one image until they have moved s
 MIN_SURVIVING = 0.2  # share of the corners below which an image leaves them as they were: it may be an obstacle's
 REANCHOR_SHARE = 0.7  # they are followed from a newer image when fewer than these are left
 RELOCALISED_IMAGES = 30  # for which a pose that was found again is called so
+EAGER_IMAGES = 10  # without a pose in a row that are all compared with the keyframes, for it costs more than following
+MATCH_RATIO = 0.8  # of a feature's distances to its nearest and its next one (Lowe, IJCV 2004)
+RELUCTANT_STEP = 5  # of those after them every so many-th is
 
 Straighten = Callable[[FloatArray], FloatArray]
 """Takes pixels (N, 2) of a camera's image to those of the same image without its lens's distortion."""
@@ -70,6 +75,7 @@ class Tracker:
         self._tracks = _Tracks.none()
         self._state = TrackingState.INITIALISING
         self._found_again = 0
+        self._missed = 0  # images in a row without a pose
         self.lost_since_ns: int | None = None
 
     def forget(self, stamp_ns: int) -> None:
@@ -82,10 +88,11 @@ class Tracker:
         grey = small_grey(image)
         known = {seen.stamp_ns: seen for seen in self._landmarks.of(self._camera)}
         self._tracks = self._tracks.wanted(known, self._waiting).followed(grey)
-        grown = _grown(image, grey)
-        pixels = (self._tracks.now + 0.5) * grown
-        seen = self._tracks.visible
-        found = self._locate(known, pixels[seen] if straighten is None else straighten(pixels[seen]))
+        visible = self._tracks.select(self._tracks.visible)
+        found = self._locate(visible, known, visible.straight(_grown(image, grey), straighten)).pose
+        if found.camera_to_world is None and self._recaptures():
+            found = self._recapture(known, grey, _grown(image, grey), straighten) or found
+        self._missed = self._missed + 1 if found.camera_to_world is None else 0
         if keyframe:
             self._begin(image, grey, stamp_ns, straighten)
         return self._judged(replace(found, stamp_ns=stamp_ns))
@@ -100,10 +107,30 @@ class Tracker:
         count = self._config.corners
         self._tracks = self._tracks.begun(grey, stamp_ns, count, _grown(image, grey), straighten)
 
-    def _locate(self, known: dict[int, SeenKeyframe], pixels: FloatArray) -> TrackedPose:
-        """The pose by the visible tracks, which the image shows at ``pixels`` (N, 2), and the known keyframes."""
-        lost = TrackedPose(0, TrackingState.LOST)
-        tracks = self._tracks.select(self._tracks.visible)
+    def _recaptures(self) -> bool:
+        """Whether an image in which the corners were not followed is compared with the keyframes."""
+        return self._config.features > 0 and (self._missed < EAGER_IMAGES or self._missed % RELUCTANT_STEP == 0)
+
+    def _comparable(self, known: Collection[SeenKeyframe]) -> list[SeenKeyframe]:
+        """The keyframes whose features are there, and the newest of the others: one an image, for it takes time."""
+        count = self._config.features
+        fresh = [keyframe for keyframe in known if not keyframe.has_features(count)][-1:]
+        return [keyframe for keyframe in known if keyframe.has_features(count) or keyframe in fresh]
+
+    def _recapture(self, known: dict[int, SeenKeyframe], grey: ByteImage, grown: FloatArray,
+                   straighten: Straighten | None) -> TrackedPose | None:  # fmt: skip
+        """The pose by the features that the image shares with the known keyframes; from there they are followed."""
+        matched = _Tracks.matched(grey, self._comparable(known.values()), self._config.features)
+        fix = self._locate(matched, known, matched.straight(grown, straighten))
+        if fix.pose.camera_to_world is None:
+            return None
+        hoped = [stamp_ns for stamp_ns in self._tracks.keyframes if stamp_ns not in known]
+        self._tracks = matched.select(fix.fits).joined(self._tracks.among(hoped).reanchored(grey))
+        return fix.pose
+
+    def _locate(self, tracks: _Tracks, known: dict[int, SeenKeyframe], pixels: FloatArray) -> _Fix:
+        """The pose by tracks that the image shows at ``pixels`` (N, 2), and the known keyframes."""
+        lost, none = TrackedPose(0, TrackingState.LOST), np.zeros(len(pixels), bool)
         points, sources = np.full((len(pixels), 3), np.nan), np.zeros(len(pixels), np.int64)
         for column, stamp_ns in enumerate(tracks.keyframes):  # of the keyframes that show a corner the newest counts
             if (keyframe := known.get(stamp_ns)) is not None:
@@ -112,21 +139,23 @@ class Tracker:
                 points[there], sources[there] = seen[there], stamp_ns
         good = np.isfinite(points).all(axis=1)
         if np.count_nonzero(good) < self._config.min_points:
-            return replace(lost, points=int(np.count_nonzero(good)))
+            return _Fix(replace(lost, points=int(np.count_nonzero(good))), none)
         points, pixels, sources = points[good], pixels[good], sources[good]
         newest = max(known.values(), key=lambda seen: seen.index)
         try:
             pose = pose_from_points(points, pixels, newest.intrinsics)
         except AlignmentError:
-            return replace(lost, points=len(points))
+            return _Fix(replace(lost, points=len(points)), none)
         fit = pose.inliers
         lost = replace(lost, points=len(points), inliers=int(fit.sum()))
         if lost.inliers < max(self._config.min_points, self._config.min_share * len(points)):
-            return lost
+            return _Fix(lost, none)
         stamps, votes = np.unique(sources[fit], return_counts=True)
         covariance = pose_covariance(pose.camera_to_world, points[fit], pixels[fit], newest.intrinsics)
-        return replace(lost, state=TrackingState.TRACKING, camera_to_world=pose.camera_to_world,
-                       covariance=covariance, keyframe=known[int(stamps[votes.argmax()])])  # fmt: skip
+        fits = none.copy()
+        fits[np.flatnonzero(good)[fit]] = True
+        return _Fix(replace(lost, state=TrackingState.TRACKING, camera_to_world=pose.camera_to_world,
+                            covariance=covariance, keyframe=known[int(stamps[votes.argmax()])]), fits)  # fmt: skip
 
     def _judged(self, found: TrackedPose) -> TrackedPose:
         """With the state that follows from this image and those before."""
@@ -150,6 +179,14 @@ def _grown(image: ByteImage, grey: ByteImage) -> FloatArray:
 
 
 @dataclass(frozen=True, eq=False)
+class _Fix:
+    """A pose, if there is one, and which of the tracks (N,) fit it."""
+
+    pose: TrackedPose
+    fits: BoolArray
+
+
+@dataclass(frozen=True, eq=False)
 class _Tracks:
     """Corners of keyframes, followed to the newest image.
 
@@ -170,6 +207,35 @@ class _Tracks:
     def none(cls) -> _Tracks:
         nowhere = np.zeros((0, 2), np.float32)
         return cls(None, nowhere, nowhere, np.zeros(0, bool), (), np.zeros((0, 0, 2)))
+
+    @classmethod
+    def matched(cls, grey: ByteImage, keyframes: Sequence[SeenKeyframe], count: int) -> _Tracks:
+        """Features of an image, at most about ``count``, that ``keyframes``, the oldest first, show as well."""
+        features = extract_features(grey, count)
+        places = {tuple(point): row for row, point in enumerate(features.points)}
+        pixels = np.full((len(features.points), len(keyframes), 2), np.nan)
+        for column, keyframe in enumerate(keyframes):
+            matches = match_features(features, keyframe.features(count), MATCH_RATIO)
+            pixels[[places[tuple(point)] for point in matches.points_i], column] = matches.points_j
+        at = (features.points - 0.5).astype(np.float32)
+        stamps = tuple(keyframe.stamp_ns for keyframe in keyframes)
+        return cls(grey, at, at, np.ones(len(at), bool), stamps, pixels).among(stamps)
+
+    def straight(self, grown: FloatArray, straighten: Straighten | None) -> FloatArray:
+        """Where the newest image shows them (N, 2), in original pixels without distortion."""
+        bent = (self.now + 0.5) * grown
+        return bent if straighten is None or not len(bent) else straighten(bent)
+
+    def joined(self, other: _Tracks) -> _Tracks:
+        """With those of newer keyframes, followed from the same image."""
+        ours, theirs = len(self.now), len(other.now)
+        left, right = len(self.keyframes), len(other.keyframes)
+        pixels = np.full((ours + theirs, left + right, 2), np.nan)
+        pixels[:ours, :left], pixels[ours:, left:] = self.pixels, other.pixels
+        return _Tracks(
+            self.grey, np.concatenate([self.anchored, other.anchored]), np.concatenate([self.now, other.now]),
+            np.concatenate([self.visible, other.visible]), (*self.keyframes, *other.keyframes), pixels,
+        )  # fmt: skip
 
     def select(self, mask: BoolArray) -> _Tracks:
         return _Tracks(self.grey, self.anchored[mask], self.now[mask], self.visible[mask], self.keyframes,
@@ -223,8 +289,8 @@ class _Tracks:
             gaps = np.linalg.norm(corners[:, None] - old.now[None], axis=2).min(axis=1)
             corners = corners[gaps >= SPACING_PX]
         at = np.concatenate([old.now, corners]).astype(np.float32)
-        bent = (at + 0.5) * grown
-        straight = bent if straighten is None or not len(at) else straighten(bent)
         pixels = np.full((len(at), len(old.keyframes) + 1, 2), np.nan)
-        pixels[: len(old.now), :-1], pixels[:, -1] = old.pixels, straight
-        return _Tracks(grey, at, at, np.ones(len(at), bool), (*old.keyframes, stamp_ns), pixels)
+        pixels[: len(old.now), :-1] = old.pixels
+        begun = _Tracks(grey, at, at, np.ones(len(at), bool), (*old.keyframes, stamp_ns), pixels)
+        pixels[:, -1] = begun.straight(grown, straighten)
+        return begun

@@ -32,6 +32,15 @@ class Calibration:
         self._message: CameraInfo | None = None
         self._lens: Lens | None = None
 
+    @property
+    def known(self) -> str:
+        """What is known of the lens, in words."""
+        if self._message is None:
+            return "none yet"
+        if self._lens is None:
+            return "not calibrated"
+        return "pinhole" if self._lens.maps is None else str(self._message.distortion_model)
+
     def update(self, message: CameraInfo) -> None:
         """Take over a CameraInfo. Raises RosError for one that is no camera's."""
         if self._message is not None and same_camera(self._message, message):

@@ -112,7 +112,9 @@ class Camera:
         options = QoSOverridingOptions.with_default_policies()
         # CameraInfo first, since the executor keeps this order.
         self._subscriptions: list[Any] = [
-            node.create_subscription(CameraInfo, topics.info, self._on_info, image_qos("best_effort", 5)),
+            node.create_subscription(
+                CameraInfo, topics.info, self._on_info, image_qos("best_effort", 5), qos_overriding_options=options,
+            ),
             node.create_subscription(
                 self._type, topics.image, lambda message: self._on_image(message, on_image), self._qos,
                 qos_overriding_options=options,
@@ -134,6 +136,11 @@ class Camera:
         lens = self._calibration.for_image(*image.shape[:2])
         camera_frame = self._frame_id or frame_name(message.header.frame_id) or "camera"
         return Frame(self.topics.image, camera_frame, image, stamp_ns_of(message.header), lens, arrived)
+
+    @property
+    def calibration(self) -> str:
+        """What its CameraInfo says, in words."""
+        return self._calibration.known
 
     def silent_s(self) -> float:
         """Seconds since the last image, or since the subscription began."""

@@ -101,7 +101,9 @@ def camera_findings(cameras: Sequence[Camera], silent_after_s: float) -> list[Fi
             level, message = ERROR, f"no image on {topic} for {silent_s:.0f} s: {camera.silence()}"
         elif mismatches:
             level, message = ERROR, f"images on {topic} cannot arrive: {'; '.join(mismatches)}"
-        values = {"received": camera.received, "last image, s ago": f"{silent_s:.1f}"}
+        values = {
+            "received": camera.received, "last image, s ago": f"{silent_s:.1f}", "camera info": camera.calibration,
+        }  # fmt: skip
         findings.append(Finding(f"camera {topic}", level, message, values))
     return findings
 

@@ -1,17 +1,19 @@
 """Where the map hangs on TF (REP-105): above the cameras, the robot's base, or its odometry, as ``tf_mode`` says.
 
 World is the reconstruction's frame, the first keyframe's camera; map is what is published. In mode ``camera`` they are
-the same. In the others the map begins where the base was, or where odometry began, at the first keyframe, so that its
-z points up when theirs does. Odometry is metric: the world's scale follows from it in every mode that hears it.
+the same. In the others the map begins where the base was, or where odometry began, at the first keyframe. Its z is
+odometry's up, where that is known: a base that stands on a slope or banks does not tilt the map. Odometry is metric:
+the world's scale follows from it in every mode that hears it.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from dust3r_ros.config import NodeConfig
 from dust3r_ros.data import FloatArray
-from dust3r_ros.geometry import invert_pose
+from dust3r_ros.geometry import invert_pose, make_pose
 from dust3r_ros.ros.map_frame import MapFrame, TfEdge
 from dust3r_ros.ros.tf_buffer import TransformMissingError
 from dust3r_ros.ros.transforms import TransformListener
@@ -78,9 +80,14 @@ class MapFrames:
         pose = self._listener.fixed(camera_frame, other_frame) if self._listener is not None else None
         return float(np.linalg.norm(pose[:3, 3])) if pose is not None else None
 
-    def anchor(self, camera_in_reference: FloatArray, camera_to_world: FloatArray) -> None:
-        """Begin the map at the first keyframe of a world."""
-        self.map.begin(camera_in_reference if self._reference else camera_to_world, camera_to_world)
+    def anchor(
+        self, camera_in_reference: FloatArray, camera_to_world: FloatArray, camera_in_odometry: FloatArray | None = None
+    ) -> None:
+        """Begin the map at the first keyframe of a world; level in mode ``base``, where odometry tells what is."""
+        camera_in_map = camera_in_reference if self._reference else camera_to_world
+        if self._mode == "base" and camera_in_odometry is not None:
+            camera_in_map = _levelled(camera_in_odometry @ invert_pose(camera_in_reference)) @ camera_in_reference
+        self.map.begin(camera_in_map, camera_to_world)
 
     def edge(
         self, camera_frame: str, camera_to_world: FloatArray, camera_in_reference: FloatArray | None
@@ -102,3 +109,10 @@ class MapFrames:
     def body(self, camera: TfEdge, edge: TfEdge | None) -> TfEdge:
         """Whose odometry a pose is: the base's in mode ``base``, where its place is known, else the camera's."""
         return edge if edge is not None and self._mode == "base" else camera
+
+
+def _levelled(base_in_odometry: FloatArray) -> FloatArray:
+    """A base's pose (4, 4) in the frame at its place and of its heading whose z is odometry's."""
+    turn = base_in_odometry[:3, :3]
+    heading = Rotation.from_euler("z", np.arctan2(turn[1, 0], turn[0, 0])).as_matrix()
+    return make_pose(heading.T @ turn, np.zeros(3))

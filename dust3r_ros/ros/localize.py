@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from dust3r_ros.data import ByteImage
+from dust3r_ros.data import ByteImage, Intrinsics
 from dust3r_ros.errors import RosError
 from dust3r_ros.pipeline import Reconstructor
 from dust3r_ros.ros import compat
@@ -18,20 +20,30 @@ from dust3r_ros.tasks.localise import Located
 from dust3r_ros.tasks.localise_live import LiveLocaliser
 
 
-def localized(
-    request: Localize.Request, rectified: bool, frame: MapFrame, reconstructor: Reconstructor
-) -> Localize.Response:  # fmt: skip
-    """Where the request's image was taken, in the map's frame.
+@dataclass(frozen=True, eq=False)
+class Query:
+    """An image (H, W, 3) without distortion, its time, and the intrinsics where they are known."""
 
-    Raises RosError for an image or a CameraInfo that cannot be used, AlignmentError when the image cannot be placed.
-    """
+    image: ByteImage
+    stamp_ns: int
+    intrinsics: Intrinsics | None
+
+
+def query_of(request: Localize.Request, rectified: bool) -> Query:
+    """What a request asks. Raises RosError for an image or a CameraInfo that cannot be used."""
     compressed = bool(len(request.compressed.data))
     image = _image(request, compressed)
     lens = _lens(request, image, rectified)
-    straight = lens.undistorted(image) if lens is not None else image
-    found = LiveLocaliser(reconstructor).locate(straight, lens.intrinsics if lens is not None else None)
-    header = request.compressed.header if compressed else request.image.header
-    return _response(found, stamp_ns_of(header), frame)
+    stamp_ns = stamp_ns_of(request.compressed.header if compressed else request.image.header)
+    if lens is None:
+        return Query(image, stamp_ns, None)
+    return Query(lens.undistorted(image), stamp_ns, lens.intrinsics)
+
+
+def localized(query: Query, frame: MapFrame, reconstructor: Reconstructor) -> Localize.Response:
+    """Where an image was taken, in the map's frame. Raises AlignmentError when it cannot be placed."""
+    found = LiveLocaliser(reconstructor).locate(query.image, query.intrinsics)
+    return _response(found, query.stamp_ns, frame)
 
 
 def _image(request: Localize.Request, compressed: bool) -> ByteImage:

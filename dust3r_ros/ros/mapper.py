@@ -14,6 +14,7 @@ from dust3r_ros.data import ByteImage, FloatArray, Update
 from dust3r_ros.errors import DeviceMemoryError, RosError
 from dust3r_ros.keyframes import KeyframeReason
 from dust3r_ros.landmarks import Landmarks
+from dust3r_ros.memory import MapMemory
 from dust3r_ros.pipeline import Reconstructor
 from dust3r_ros.ros.calibration import CalibrationMissingError
 from dust3r_ros.ros.cameras import Frame, Shot
@@ -22,7 +23,7 @@ from dust3r_ros.ros.memory import HeapLimit, release_memory
 from dust3r_ros.ros.pose_stream import PoseStream
 from dust3r_ros.ros.publishers import Publishers
 from dust3r_ros.ros.rigs import CameraRig
-from dust3r_ros.ros.saving import Loaded, MapKeeper, Saved
+from dust3r_ros.ros.saving import Loaded, MapKeeper, Saved, map_inside
 from dust3r_ros.ros.statistics import Drop, Statistics, drop_of
 from dust3r_ros.ros.worker import Worker
 
@@ -132,13 +133,14 @@ class Mapper:
         intrinsics = newest.intrinsics if newest is not None else None
         return self._worker.call(lambda: self._keeper.save(self.config.map_folder, path, intrinsics))
 
-    def load(self, path: str) -> Future[Loaded]:
-        """Go on in a map from a folder inside the configured one; what was mapped, counted and waits is forgotten."""
-        return self._lookout.call(lambda: self._worker.call(lambda: self._load(path)).result())
+    def load(self, memory: MapMemory) -> Future[Loaded]:
+        """Go on in a map; what was mapped, counted and waits is forgotten."""
+        return self._lookout.call(lambda: self._worker.call(lambda: self._load(memory)).result())
 
     def resume(self) -> None:
         """Go on in the map that the node saved by itself, if ``resume`` says so."""
-        self._keeper.resume(self.config.resume, lambda path: self.load(path).result())
+        folder = self.config.map_folder
+        self._keeper.resume(self.config.resume, lambda path: self.load(map_inside(folder, path)).result())
 
     def ask(self, question: Callable[[Reconstructor], Answer]) -> Future[Answer]:
         """What the reconstruction says, before the waiting keyframes are worked on."""
@@ -219,8 +221,8 @@ class Mapper:
         self._forget()
         self._outputs.cleared(self._newest_ns)
 
-    def _load(self, path: str) -> Loaded:
-        loaded = self._keeper.load(self.config.map_folder, path)
+    def _load(self, memory: MapMemory) -> Loaded:
+        loaded = self._keeper.load(memory)
         self._forget()
         self.map_points, self._newest_ns = loaded.points, loaded.newest_ns
         self._outputs.jumped()
@@ -286,7 +288,8 @@ class Mapper:
         if begins:
             self._landmarks.clear()
             if camera_in_reference is not None:
-                self.frames.anchor(camera_in_reference, pose)
+                moved = self.frames.camera_in_odometry(frame.camera_frame, frame.stamp_ns, camera_in_reference)
+                self.frames.anchor(camera_in_reference, pose, moved)
         resized = self.frames.map.measured(self._reconstructor.metric_scale)
         if begins or resized:
             self._outputs.jumped()

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _LATCHED = ("/tf_static", "/robot_description", "/map")
 _POLL_S = 0.05
+_SETTLING_S = 0.3  # without a new subscriber, after the first one
 _UNFETCHED = 100  # messages a topic keeps for reliable readers that are busy
 
 
@@ -147,6 +148,11 @@ class Player:
                 names = ", ".join(publisher.topic_name for publisher in self._publishers.values())
                 raise RosError(f"nobody subscribed within {self._options.wait_s:g} s to any of {names}")
             if self._stop.wait(_POLL_S):
+                return
+        heard = 0
+        while (now := sum(publisher.get_subscription_count() for publisher in self._publishers.values())) > heard:
+            heard = now  # whoever reads one topic is about to be heard of on the others
+            if self._stop.wait(_SETTLING_S):
                 return
 
     def _wait_until_received(self) -> None:

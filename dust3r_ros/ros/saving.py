@@ -13,7 +13,7 @@ from pathlib import Path
 from dust3r_ros.data import Intrinsics
 from dust3r_ros.errors import Dust3rError, RosError
 from dust3r_ros.mapping.export import CameraRecord, replacing, stamp_text, write_cameras_json, write_cloud, write_tum
-from dust3r_ros.memory import FILE_NAME, read_memory, write_memory
+from dust3r_ros.memory import FILE_NAME, MapMemory, read_memory, write_memory
 from dust3r_ros.pipeline import Reconstructor
 from dust3r_ros.ros.map_frame import MapFrame
 from dust3r_ros.ros.schedule import Schedule
@@ -53,6 +53,13 @@ def folder_inside(root: str, asked: str) -> Path:
     if not folder.is_relative_to(top):
         raise RosError(f"path must lie inside map_folder ({top}), got {asked}")
     return folder
+
+
+def map_inside(root: str, asked: str) -> MapMemory:
+    """The map of the folder ``asked`` for, inside ``root``. Raises RosError and RecordingError by what is wrong."""
+    if not asked:
+        raise RosError("path must name the folder of a map, got an empty one")
+    return read_memory(folder_inside(root, asked) / FILE_NAME)
 
 
 def _now() -> str:
@@ -118,13 +125,8 @@ class MapKeeper:
         files = save_map(self._reconstructor, self._frame, intrinsics, folder_inside(map_folder, path))
         return Saved(files, len(self._reconstructor.map))
 
-    def load(self, map_folder: str, path: str) -> Loaded:
-        """Go on in the map of a folder inside ``map_folder``. Raises RosError and RecordingError, and changes nothing
-        then.
-        """
-        if not path:
-            raise RosError("path must name the folder of a map, got an empty one")
-        memory = read_memory(folder_inside(map_folder, path) / FILE_NAME)
+    def load(self, memory: MapMemory) -> Loaded:
+        """Go on in a map. Raises RecordingError, and changes nothing then."""
         self._reconstructor.recall(memory)
         self._frame.restore(memory)
         newest_ns = max(placed.stamp_ns for placed in memory.placed.values())

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
+from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
@@ -45,8 +46,10 @@ class TransformListener:
             node.create_subscription(TFMessage, "/tf", lambda m: self._on_tf(m, static=False), reliable(100)),
         ]
         if odometry:
+            options = QoSOverridingOptions.with_default_policies()
+            qos = image_qos("best_effort", 100)
             self._subscriptions.append(
-                node.create_subscription(Odometry, "odom", self._on_odometry, image_qos("best_effort", 100))
+                node.create_subscription(Odometry, "odom", self._on_odometry, qos, qos_overriding_options=options)
             )
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import cache
 
+import cv2
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
@@ -14,12 +15,13 @@ from dust3r_ros.landmarks import KEPT, Landmarks
 from dust3r_ros.options import make_config
 from dust3r_ros.pipeline import Reconstructor
 from dust3r_ros.predictor import ImageSize
-from dust3r_ros.tracking import RELOCALISED_IMAGES, Tracker, TrackingState
+from dust3r_ros.tracking import EAGER_IMAGES, RELOCALISED_IMAGES, Tracker, TrackingState
 from dust3r_ros.training.sequences import walk_through_room
 from dust3r_ros.training.truth import TruePredictor
 
 FRAMES, KEYFRAMES = 40, (0, 8, 16, 24, 32)
 CAMERA = "camera"
+TRACKING, FOLLOWING_ALONE = TrackingConfig(), TrackingConfig(features=0)
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +42,12 @@ def predictor(walk):
 class Session:
     """Chosen images become keyframes by their true pointmaps; the images are tracked against them."""
 
-    def __init__(self, walk, images, delay=0, straighten=None, seen=None):
+    def __init__(self, walk, images, delay=0, straighten=None, seen=None, tracking=TRACKING):
         self.walk, self.images, self.seen = walk, images, seen or images
         config = make_config(ReconstructorConfig, {"loops.enabled": False})
         self.reconstructor = Reconstructor(config, predictor(walk))
         self.landmarks = Landmarks()
-        self.tracker = Tracker(CAMERA, TrackingConfig(), self.landmarks, waiting=3)
+        self.tracker = Tracker(CAMERA, tracking, self.landmarks, waiting=3)
         self.delay, self.straighten = delay, straighten
         self.due, self.updates, self.tracked = [], {}, []
 
@@ -69,13 +71,17 @@ class Session:
         assert update.view.registered
         self.landmarks.take(update)
 
-    def errors(self):
-        """Of all tracked poses, in the keyframes' world: distance to the truth as a share of the path, and degrees."""
+    def to_truth(self):
+        """From the keyframes' world to the true one."""
         true = dict(zip(self.walk.stamps_ns, self.walk.camera_to_world))
         trajectory = self.reconstructor.trajectory()
-        world = procrustes(
+        return procrustes(
             np.array([pose[:3, 3] for _, pose in trajectory]), np.array([true[s][:3, 3] for s, _ in trajectory])
         )
+
+    def errors(self):
+        """Of all tracked poses, in the keyframes' world: distance to the truth as a share of the path, and degrees."""
+        true, world = dict(zip(self.walk.stamps_ns, self.walk.camera_to_world)), self.to_truth()
         poses = [(true[t.stamp_ns], world.apply_to_pose(t.camera_to_world)) for t in self.tracked
                  if t.camera_to_world is not None]  # fmt: skip
         gaps = [np.linalg.norm(found[:3, 3] - exact[:3, 3]) for exact, found in poses]
@@ -130,13 +136,101 @@ def test_what_covers_the_lens_loses_the_path_and_the_next_good_image_finds_it_ag
 
 
 def test_far_from_every_keyframe_it_is_lost_until_a_keyframe_is_aligned_there(walk, images):
-    session = Session(walk, images).run(range(12))
+    session = Session(walk, images, tracking=FOLLOWING_ALONE).run(range(12))
     for keyframe in (16, 20, 24, 32):
         session.reconstruct(keyframe)  # the map knows the place; no corner was followed there
     assert session.see(33).state is TrackingState.LOST
     session.see(34, keyframe=True)
     assert session.see(35).state is TrackingState.RELOCALISED
     assert session.errors()[0].max() < 0.03
+
+
+def elsewhere(walk, index, turn_deg, forward_m=0.0):
+    """The view from a pose of the walk, turned about the camera's x, y and z and moved along its view; and its pose."""
+    pose = walk.camera_to_world[index].copy()
+    pose[:3, 3] += forward_m * pose[:3, 2]
+    pose[:3, :3] = pose[:3, :3] @ Rotation.from_euler("xyz", turn_deg, degrees=True).as_matrix()
+    poses = walk.camera_to_world.copy()
+    poses[index] = pose
+    return replace(walk, camera_to_world=poses).frame(index).image, pose
+
+
+SWING = (8.0, 28.0, 20.0)  # degrees: half of the view is new
+
+
+@pytest.mark.parametrize("hidden", ["black", "blurred"])
+def test_after_an_interruption_a_view_too_far_to_follow_is_found_by_its_features_at_once(walk, images, hidden):
+    covers = {"black": np.zeros_like(images[0]), "blurred": cv2.GaussianBlur(images[11], None, 12)}
+    swung, pose = elsewhere(walk, 14, SWING, 0.1)
+    for tracking in (FOLLOWING_ALONE, TRACKING):
+        session = Session(walk, images, tracking=tracking).run(range(12), keyframes=(0, 4, 8))
+        assert [session.see(12, image=covers[hidden]).state for _ in range(3)] == [TrackingState.LOST] * 3
+        found = session.see(14, image=swung)
+        if tracking is FOLLOWING_ALONE:
+            assert found.state is TrackingState.LOST
+    assert found.state is TrackingState.RELOCALISED and session.tracker.lost_since_ns is None
+    there = session.to_truth().apply_to_pose(found.camera_to_world)
+    assert np.linalg.norm(there[:3, 3] - pose[:3, 3]) < 0.03 * walk.path_length()
+    assert rotation_angle_deg(there[:3, :3].T @ pose[:3, :3]) < 1.0
+    assert found.inliers >= 0.5 * found.points
+
+
+def test_what_was_found_by_features_is_followed_from_there(walk, images, monkeypatch):
+    session = Session(walk, images).run(range(12), keyframes=(0, 4, 8))
+    session.see(12, image=np.zeros_like(images[0]))
+    session.see(13, image=elsewhere(walk, 13, SWING)[0])
+    monkeypatch.setattr(Tracker, "_recaptures", lambda _: False)
+    for share in (0.95, 0.9, 0.85, 0.8):
+        image, pose = elsewhere(walk, 14, share * np.array(SWING))
+        found = session.see(14, image=image)
+        assert found.state is TrackingState.RELOCALISED
+        there = session.to_truth().apply_to_pose(found.camera_to_world)
+        assert np.linalg.norm(there[:3, 3] - pose[:3, 3]) < 0.03 * walk.path_length()
+
+
+def test_a_keyframe_that_waits_for_its_geometry_while_the_path_is_lost_counts_once_it_has_it(walk, images):
+    session = Session(walk, images).run(range(12), keyframes=(0, 4, 8))
+    session.delay = 100
+    swung, _ = elsewhere(walk, 12, SWING)
+    session.see(12, image=np.zeros_like(images[0]))
+    session.see(13, image=swung, keyframe=True)
+    assert session.tracker._tracks.keyframes[-1] == walk.stamps_ns[13]
+    assert set(session.tracker._tracks.keyframes[:-1]) <= {walk.stamps_ns[k] for k in (0, 4, 8)}
+    assert session.see(14, image=swung).state is TrackingState.RELOCALISED
+
+
+def test_a_place_that_the_keyframes_do_not_show_is_not_taken_for_one(walk, images):
+    session = Session(walk, images).run(range(12), keyframes=(0, 4, 8))
+    rooms = [walk_through_room(frames=2, width=320, height=240, seed=seed, texture_px=128) for seed in range(20, 26)]
+    views = [room.frame(0).image for room in rooms] + [images[8][:, ::-1].copy()]
+    assert [session.see(12, image=view).state for view in views] == [TrackingState.LOST] * len(views)
+
+
+def test_the_features_of_a_lens_that_bends_are_straightened(walk, images):
+    shift = 12
+    bent = [np.roll(image, -shift, axis=1) for image in images]
+    session = Session(walk, images, straighten=lambda pixels: pixels + np.array([shift, 0.0]), seen=bent)
+    session.run(range(12), keyframes=(0, 4, 8))
+    session.see(12, image=np.zeros_like(images[0]))
+    swung, pose = elsewhere(walk, 14, SWING)
+    found = session.see(14, image=np.roll(swung, -shift, axis=1))
+    there = session.to_truth().apply_to_pose(found.camera_to_world)
+    assert rotation_angle_deg(there[:3, :3].T @ pose[:3, :3]) < 1.0
+
+
+def test_a_path_that_stays_lost_costs_less_from_the_eleventh_image_on(walk, images, monkeypatch):
+    session = Session(walk, images).run(range(12), keyframes=(0, 4, 8))
+    noise = np.random.default_rng(0).integers(0, 255, images[0].shape, dtype=np.uint8)
+    original, compared, before = Tracker._recapture, [], len(session.tracked)
+
+    def recapture(self, *given):
+        compared.append(len(session.tracked) - before)
+        return original(self, *given)
+
+    monkeypatch.setattr(Tracker, "_recapture", recapture)
+    for _ in range(26):
+        session.see(12, image=noise)
+    assert compared == [*range(EAGER_IMAGES), 10, 15, 20, 25]
 
 
 def test_corners_of_a_keyframe_that_gave_way_are_forgotten(walk, images):
@@ -173,7 +267,7 @@ def test_corners_of_keyframes_that_never_get_depth_are_let_go_and_the_others_sta
 
 
 def test_a_keyframe_of_an_earlier_stamp_counts_once_it_is_known(walk, images):
-    session = Session(walk, images).run(range(16), keyframes=(8, 12))
+    session = Session(walk, images, tracking=FOLLOWING_ALONE).run(range(16), keyframes=(8, 12))
     session.tracker.reset()
     session.delay = 3
     session.run(range(6), keyframes=(0,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.client import Client
 from rclpy.publisher import Publisher
+from rclpy.timer import Timer
 
 from dust3r_ros.ros.processes import Child
 from dust3r_ros.ros.publishers import OUTPUTS
@@ -32,6 +35,10 @@ NODE = "dust3r_ros.ros.node"
 _numbers = itertools.count()
 
 
+def _unheard() -> DiagnosticStatus:
+    return DiagnosticStatus(level=DiagnosticStatus.STALE, message="not heard yet")
+
+
 @dataclass
 class Rig:
     """A running node, and the recorder that hears it."""
@@ -43,8 +50,10 @@ class Rig:
     namespace: str
     module: str
     command: list[str]
-    diagnostics: dict[str, DiagnosticStatus] = field(default_factory=dict)
+    diagnostics: dict[str, DiagnosticStatus] = field(default_factory=lambda: defaultdict(_unheard))
     said: list[str] = field(default_factory=list)  # every warning and error of the diagnostics
+    reports: int = 0  # that the diagnostics made, one a second of the node's
+    reported: Time | None = None  # when the newest was made
 
     @property
     def recorded(self) -> Recorded:
@@ -58,6 +67,7 @@ class Rig:
                 name, _, part = status.name.partition(": ")
                 if name == f"{self.namespace}/dust3r".lstrip("/"):
                     self.diagnostics[part] = status
+                    self.reports, self.reported = self.reports + (part == "life cycle"), message.header.stamp
                     if status.level != DiagnosticStatus.OK:
                         self.said.append(f"{part}: {status.message}")
 
@@ -87,7 +97,7 @@ class Rig:
             self.wait(lambda: not camera.running)
             camera.check_finished()
 
-    def keep_sending(self, publisher: Publisher, *messages: object) -> None:
+    def keep_sending(self, publisher: Publisher, *messages: object) -> Timer:
         """Publish them again and again: a best-effort reader may match later than its writer does."""
 
         def send() -> None:
@@ -95,7 +105,7 @@ class Rig:
                 publisher.publish(message)
 
         send()
-        self.recorder.create_timer(0.5, send)
+        return self.recorder.create_timer(0.5, send)
 
     def settled(self) -> bool:
         """Whether the path and map are those of the newest keyframe."""
@@ -138,8 +148,9 @@ def make_rig(environment: dict[str, str], folder: Path, *parameters: str, argume
     given = [word for parameter in (*parameters, f"map_folder:={folder}")
              for word in ("-p", parameter.replace("NAMESPACE", namespace))]  # fmt: skip
     path = os.pathsep.join([str(HERE), environment.get("PYTHONPATH", "")])
+    mapped = [word.replace("NAMESPACE", namespace) for word in arguments]
     own = {**environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DUST3R_TEST_FAULTS": faults}
-    return _made(own, folder, namespace, module, ["-r", f"__ns:={namespace}", *arguments, *given])
+    return _made(own, folder, namespace, module, ["-r", f"__ns:={namespace}", *mapped, *given])
 
 
 def _made(environment: dict[str, str], folder: Path, namespace: str, module: str, command: list[str]) -> Rig:

@@ -16,6 +16,8 @@ from dust3r_ros.ros import compat
 from dust3r_ros.ros.qos import latched, reliable
 from dust3r_ros.ros.recorder import spin_until
 
+PATIENCE_S = 60.0
+
 FIELDS = [
     PointField(name="x", offset=0, datatype=PointField.FLOAT32, count=1),
     PointField(name="n", offset=4, datatype=PointField.UINT16, count=1),
@@ -132,7 +134,7 @@ def test_transforms_are_received_as_tf2_listeners_do(node, monkeypatch, which):
     received: list[TransformStamped] = []
     node.create_subscription(TFMessage, "/tf", lambda m: received.extend(m.transforms), reliable(100))
     broadcaster = compat.transform_broadcaster(node)
-    assert spin_until(node, lambda: node.count_publishers("/tf") > 0, 20.0)
+    assert spin_until(node, lambda: node.count_publishers("/tf") > 0, PATIENCE_S)
     info = node.get_publishers_info_by_topic("/tf")[0].qos_profile
     assert (info.reliability, info.durability) == (ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE)
 
@@ -141,7 +143,7 @@ def test_transforms_are_received_as_tf2_listeners_do(node, monkeypatch, which):
         broadcaster.sendTransform([transform("left"), transform("right")])
         return {"camera", "left", "right"} <= {t.child_frame_id for t in received}
 
-    assert spin_until(node, arrived, 20.0)
+    assert spin_until(node, arrived, PATIENCE_S)
 
 
 @pytest.mark.parametrize("which", ["ours", "tf2_ros"])
@@ -155,4 +157,4 @@ def test_a_late_listener_gets_all_fixed_transforms(node, monkeypatch, which):
     broadcaster.sendTransform([transform("right"), transform("left")])
     received: list[TransformStamped] = []
     node.create_subscription(TFMessage, "/tf_static", lambda m: received.extend(m.transforms), latched())
-    assert spin_until(node, lambda: {"left", "right"} == {t.child_frame_id for t in received}, 20.0)
+    assert spin_until(node, lambda: {"left", "right"} == {t.child_frame_id for t in received}, PATIENCE_S)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-import time
 
 import pytest
+from camera import raw, stamp_of
 from diagnostic_msgs.msg import DiagnosticStatus
+from layers import layered_view
 from rclpy.event_handler import PublisherEventCallbacks
 from rig import SMALL, running
 from sensor_msgs.msg import CompressedImage, Image
 
+from dust3r_ros.ros.convert import header_of
 from dust3r_ros.ros.qos import image_qos
 
 
@@ -33,7 +35,7 @@ def test_a_topic_without_publisher_is_reported_and_said_on_the_log_once(start):
                                       "sensor_msgs/msg/Image is expected (image_transport)"),
     ],
 )  # fmt: skip
-def test_a_publisher_that_cannot_be_heard_is_named_within_five_seconds(start, kind, reliability, said):
+def test_a_publisher_that_cannot_be_heard_is_named_within_five_reports(start, kind, reliability, said):
     rig = start(*SMALL)
     with running(rig):
         topic = f"{rig.namespace}/image"
@@ -41,9 +43,9 @@ def test_a_publisher_that_cannot_be_heard_is_named_within_five_seconds(start, ki
         publisher = rig.recorder.create_publisher(
             kind, topic, image_qos(reliability, 5), event_callbacks=PublisherEventCallbacks(use_default_callbacks=False)
         )
-        began = time.monotonic()
+        before = rig.reports
         rig.wait(lambda: said in rig.diagnostics[f"camera {topic}"].message)
-        assert time.monotonic() - began < 5.0
+        assert rig.reports - before <= 5
         assert rig.diagnostics[f"camera {topic}"].level == DiagnosticStatus.ERROR
         rig.recorder.destroy_publisher(publisher)
 
@@ -53,15 +55,19 @@ def test_a_camera_that_falls_silent_is_named_with_its_publisher_and_is_well_agai
     with running(rig):
         topic = f"{rig.namespace}/image"
         publisher = rig.recorder.create_publisher(Image, topic, image_qos("best_effort", 5))
-        rig.publish(topic, ["rgb8"] * 2)
-        rig.wait(lambda: rig.diagnostics[f"camera {topic}"].level == DiagnosticStatus.OK)
-        rig.wait(lambda: rig.diagnostics[f"camera {topic}"].level == DiagnosticStatus.ERROR)
-        message = rig.diagnostics[f"camera {topic}"].message
-        assert re.fullmatch(rf"no image on {topic} for [45] s: 1 publisher, best effort, type ok", message), message
-        rig.publish(topic, ["rgb8"] * 2, "--from", "2")
-        rig.wait(lambda: rig.diagnostics[f"camera {topic}"].level == DiagnosticStatus.OK)
-        rig.recorder.destroy_publisher(publisher)
-        rig.wait(lambda: f"camera {topic}: ok again" in rig.log())
+        image = raw("rgb8", layered_view(0.0))
+        image.header = header_of(stamp_of(0), "camera")
+        for _ in range(2):
+            sending = rig.keep_sending(publisher, image)
+            received = rig.recorded.status.frames_received
+            rig.wait(lambda heard=received: rig.recorded.status.frames_received > heard)
+            rig.wait(lambda: rig.diagnostics[f"camera {topic}"].level == DiagnosticStatus.OK)
+            rig.recorder.destroy_timer(sending)
+            rig.wait(lambda: rig.diagnostics[f"camera {topic}"].level == DiagnosticStatus.ERROR)
+            message = rig.diagnostics[f"camera {topic}"].message
+            silent = re.fullmatch(rf"no image on {topic} for (\d+) s: 1 publisher, best effort, type ok", message)
+            assert silent and int(silent[1]) >= 4, message
+        assert f"camera {topic}: ok again" in rig.log()
 
 
 def test_rates_stages_queue_drops_model_licence_residual_and_scale_are_there(start):

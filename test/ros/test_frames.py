@@ -78,6 +78,17 @@ def test_the_map_begins_where_the_reference_was_and_the_chain_ends_at_the_camera
     np.testing.assert_allclose(tree.map.from_world.rotation @ [0.0, 1.0, 0.0], [0.0, 0.0, -1.0], atol=1e-12)
 
 
+def test_in_mode_base_the_map_is_level_where_odometry_tells_what_is_and_has_the_bases_heading():
+    tilted = Rotation.from_euler("zyx", [50, 10, 20], degrees=True).as_matrix()
+    tree = frames("base")
+    known = tree.camera_in_reference("optical", 0, 0.0)
+    tree.anchor(known, np.eye(4), make_pose(tilted, np.array([4.0, 5.0, 6.0])) @ known)
+    base = tree.edge("optical", np.eye(4), known).pose
+    np.testing.assert_allclose(base[:3, 3], 0.0, atol=1e-12)  # the map begins at the base
+    np.testing.assert_allclose(base[2, :3], tilted[2], atol=1e-12)  # which leans as it does in odometry
+    assert abs(np.arctan2(base[1, 0], base[0, 0])) < 1e-12  # and looks along x
+
+
 def test_a_missing_transform_is_a_problem_and_never_the_identity():
     tree = frames("base")
     assert tree.camera_in_reference("optical", -1, 0.0) is None
@@ -191,6 +202,22 @@ def test_odometry_makes_path_cloud_depth_and_tf_metric_and_status_and_diagnostic
         saved = rig.call(SaveMap, "save_map", SaveMap.Request(path="metric"))
         assert saved.success
         assert json.loads((rig.folder / "metric" / "cameras.json").read_text())["scale"] == "metric (m)"
+
+
+def test_a_base_that_leans_does_not_tilt_the_map(start):
+    leaning = Rotation.from_euler("xy", [15, 10], degrees=True).as_matrix()
+    rig = start(*SMALL, "tf_mode:=base", "use_odometry:=true", "transform_timeout:=20.0")
+    with running(rig):
+        Transforms(rig).mount()
+        publisher = rig.recorder.create_publisher(Odometry, f"{rig.namespace}/odom", reliable(10))
+        poses = [make_pose(leaning, np.array([3.0, 0.0, 0.0])) for _ in range(3)]
+        rig.keep_sending(publisher, *(odometry_of(place, pose) for place, pose in enumerate(poses)))
+        rig.wait(lambda: publisher.get_subscription_count() > 0)
+        rig.film(f"{rig.namespace}/image", ["rgb8"] * 3)
+        rig.wait(rig.settled)
+        base = rig.recorded.transforms[START_NS]
+        np.testing.assert_allclose(base[2, :3], leaning[2], atol=1e-9)
+        np.testing.assert_allclose(base[:3, 3], 0.0, atol=1e-9)
 
 
 def children(rig) -> set[str]:

@@ -6,17 +6,27 @@ import subprocess
 import sys
 
 import pytest
+from builtin_interfaces.msg import Time
+from camera import stamp_of
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rig import NODE, PATIENCE_S, SMALL, running
+from rosgraph_msgs.msg import Clock
 from std_srvs.srv import Trigger
 
 from dust3r_ros.srv import SaveMap
 
 
-def text(name: str, value: str) -> SetParameters.Request:
-    given = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value)
+def request(name: str, given: ParameterValue) -> SetParameters.Request:
     return SetParameters.Request(parameters=[Parameter(name=name, value=given)])
+
+
+def text(name: str, value: str) -> SetParameters.Request:
+    return request(name, ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value))
+
+
+def number(name: str, value: float) -> SetParameters.Request:
+    return request(name, ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value))
 
 
 def test_it_starts_active_by_default(start):
@@ -84,6 +94,28 @@ def test_a_failed_transition_says_why_and_can_be_mended(start, name, wrong, righ
         refused = rig.call(SetParameters, "set_parameters", text(name, wrong)).results[0]
         assert (refused.successful, refused.reason) == (
             False, f"{name} can be changed only while the node is unconfigured")  # fmt: skip
+
+
+def test_a_value_out_of_range_is_refused_with_the_range_and_a_good_one_taken_over(start):
+    with running(start(*SMALL)) as rig:
+        refused = rig.call(SetParameters, "set_parameters", number("keyframes.min_overlap", 3.0)).results[0]
+        assert not refused.successful
+        for word in ("keyframes.min_overlap", "0.1", "0.99", "3.0"):
+            assert word in refused.reason
+        assert rig.call(SetParameters, "set_parameters", number("keyframes.min_overlap", 0.5)).results[0].successful
+
+
+def test_time_from_the_clock_topic_is_used_and_nothing_waits_for_it(start):
+    rig = start(*SMALL, "use_sim_time:=true", arguments=("-r", "/clock:=NAMESPACE/clock"))
+    with running(rig):
+        rig.film(f"{rig.namespace}/image", ["rgb8"] * 3)  # without a clock
+        rig.wait(rig.settled)
+        clock = rig.recorder.create_publisher(Clock, f"{rig.namespace}/clock", 10)
+        rig.keep_sending(clock, Clock(clock=Time(sec=1234)))
+        rig.wait(lambda: rig.reported == Time(sec=1234))  # while the clock stands still
+        before = rig.reports
+        rig.wait(lambda: rig.reports > before + 1)
+        assert sorted(rig.recorded.points) == [stamp_of(place) for place in range(3)]
 
 
 def test_without_anybody_to_mend_it_a_start_that_fails_ends_with_one_line(environment):

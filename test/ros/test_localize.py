@@ -8,8 +8,7 @@ from layers import HEIGHT, WIDTH, layered_view
 from sensor_msgs.msg import CameraInfo
 
 from dust3r_ros.errors import RosError
-from dust3r_ros.ros.localize import localized
-from dust3r_ros.ros.map_frame import MapFrame
+from dust3r_ros.ros.localize import query_of
 from dust3r_ros.srv import Localize
 
 
@@ -20,4 +19,4 @@ def test_a_camera_info_without_its_size_is_refused_and_not_passed_over(matrix, s
     info = CameraInfo(width=size[0], height=size[1], **{matrix: values})
     request = Localize.Request(image=raw("rgb8", layered_view(0.0)), camera_info=info)
     with pytest.raises(RosError, match=f"camera_info must be for the {WIDTH}x{HEIGHT} image, got {size[0]}x{size[1]}"):
-        localized(request, False, MapFrame("map", publish_tf=True), None)
+        query_of(request, rectified=False)

@@ -56,7 +56,7 @@ def test_another_process_plays_it_unchanged_on_remapped_topics_with_clock(node, 
     with Child("dust3r_ros.ros.play", arguments, tmp_path / "play.log", environment).start() as player:
         assert spin_until(node, lambda: not player.running, PATIENCE_S)
         player.check_finished()
-    assert spin_until(node, lambda: len(images) == len(infos) == len(poses) == len(STAMPS), 5.0)
+    assert spin_until(node, lambda: len(images) == len(infos) == len(poses) == len(STAMPS), PATIENCE_S)
     assert [stamp_ns_of(message.header) for message in images] == STAMPS
     with open_recording(bag) as recording:
         recorded = [message.cdr for message in recording.raw_messages([IMAGE_TOPIC])]

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from dust3r_ros.config import NodeConfig
+from dust3r_ros.config import MapConfig, NodeConfig
+from dust3r_ros.data import Intrinsics, ViewEstimate
 from dust3r_ros.geometry import make_pose
 from dust3r_ros.options import make_config
+from dust3r_ros.ros import publishers
 from dust3r_ros.ros.cameras import Frame
 from dust3r_ros.ros.convert import pose_of
 from dust3r_ros.ros.decode import stamp_ns_of
@@ -28,12 +30,14 @@ STEP_NS = 100_000_000
 class Outlet:
     """A publisher that everybody reads."""
 
+    readers = 1
+
     def __init__(self) -> None:
         self.sent: list = []
         self.publish = self.sendTransform = self.sent.append
 
     def get_subscription_count(self) -> int:
-        return 1
+        return self.readers
 
     def stamps(self) -> list[int]:
         return [stamp_ns_of(message.header) // STEP_NS for message in self.sent]
@@ -100,6 +104,22 @@ def test_a_keyframe_that_is_done_late_does_not_bring_back_an_older_time():
         outputs.publishers.transform(posed, posed.camera)
         assert outputs.publishers.pose(posed, posed.camera) is newer
     assert outputs.tf.stamps() == outputs.outlets["pose"].stamps() == outputs.outlets["odom"].stamps() == [1, 2, 3, 4]
+
+
+def test_nothing_is_built_for_an_output_that_nobody_reads(monkeypatch):
+    outputs = Outputs()
+    for outlet in outputs.outlets.values():
+        outlet.readers = 0
+    for builder in ("cloud_message", "depth_message", "pose_stamped", "frusta_message"):
+        monkeypatch.setattr(publishers, builder, lambda *_: pytest.fail("a message was built"))
+    view = ViewEstimate(along_x(1), *np.ones((2, 3, 4), np.float32), Intrinsics.from_focal(50.0, 4, 3))
+    pixels = SimpleNamespace(pixels=np.zeros((3, 4, 3), np.uint8))
+    keyframe = SimpleNamespace(stamp_ns=STEP_NS, image=pixels)
+    update = SimpleNamespace(keyframe=keyframe, view=view, intrinsics=view.intrinsics)
+    outputs.publishers.keyframe(update, "camera", MapConfig())
+    assert outputs.publishers.pose(image(1), image(1).camera)
+    assert not outputs.publishers.due(0.0)
+    assert {name for name, outlet in outputs.outlets.items() if outlet.sent} == {"camera_info"}  # small, and latched
 
 
 def test_each_camera_has_its_own_order_and_a_shared_body_one():

@@ -15,6 +15,7 @@ from dust3r_ros.ros.decode import stamp_ns_of
 from dust3r_ros.ros.qos import latched, reliable
 
 IMAGES, HIDDEN = 30, 6
+BACK = 16  # images, in which the farthest board moves by 66 pixels and the nearest by 150: too far to be followed
 BEGINNING = 14  # images; the node is done with them, and its map has depth, before the others come
 SPARSE = (*PATIENT, "pose_max_age:=60.0")
 
@@ -72,6 +73,22 @@ def test_every_image_has_a_pose_and_a_lost_path_is_found_again(start):
         rig.wait(lambda: recorded.status.relocalisations >= 1 and recorded.status.tracking_state == "relocalised")
         rig.wait(lambda: rig.diagnostics["tracking"].level == DiagnosticStatus.OK)
         heard.assert_in_order(FRAME)
+
+
+def test_after_a_cover_the_first_image_of_a_place_far_from_the_last_has_a_pose(start):
+    with running(start(*SPARSE)) as rig:
+        walk(rig, IMAGES)
+        rig.film(f"{rig.namespace}/image", ["snow"] * 3, "--from", str(IMAGES))  # no keyframe is asked for yet
+        rig.wait(lambda: rig.recorded.status.tracking_state == "lost")
+        first = IMAGES + 3
+        rig.film(f"{rig.namespace}/image", ["rgb8"] * 2, "--from", str(first), "--at", str(IMAGES - BACK))
+        rig.wait(lambda: stamp_of(first) in rig.recorded.poses)
+        rig.wait(lambda: rig.recorded.status.relocalisations == 1)
+        assert rig.recorded.status.images_lost == 3
+        poses = rig.recorded.poses
+        there, before = poses[stamp_of(first)][:3, 3], poses[stamp_of(IMAGES - BACK)][:3, 3]
+        way = np.linalg.norm(poses[stamp_of(IMAGES - 1)][:3, 3] - before)
+        assert np.linalg.norm(there - before) < 0.1 * way
 
 
 def assert_on_the_way(poses: dict[int, np.ndarray]) -> None:

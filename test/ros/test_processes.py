@@ -32,7 +32,7 @@ def child(name: str, folder: Path, environment: dict[str, str], patience_s: floa
     return Child(name, [], folder / f"{name}.log", environment, patience_s)
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "timed out"
@@ -90,7 +90,7 @@ def test_a_child_that_ends_well_is_fine(tmp_path: Path, environment: dict[str, s
 
 def test_waiting_for_a_child_has_an_end(tmp_path: Path, environment: dict[str, str]) -> None:
     with child("ends", tmp_path, environment) as one:
-        one.start().wait(20.0)
+        one.start().wait(60.0)
     with child("waits", tmp_path, environment) as one, pytest.raises(RosError, match=r"waits did not end within 0.3 s"):
         one.start().wait(0.3)
     assert not one.running
@@ -147,7 +147,7 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path, environment: dic
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         parent.kill()
-        parent.wait(20.0)
+        parent.wait(60.0)
     wait_for(lambda: not _is_alive(pid))
 
 

@@ -134,7 +134,7 @@ def test_after_time_went_back_each_camera_has_a_keyframe_at_once(lookout, monkey
     again.walk(2)
     again.mapper._outputs = SimpleNamespace(time_began_anew=lambda: None)
     again.mapper.time_began_anew(list(MOUNTS))
-    assert again.mapper._lookout.wait_idle(10.0)
+    assert again.mapper._lookout.wait_idle(60.0)
     again.keyframes = {name: [] for name in MOUNTS}
     assert again.walk(1) == {"left": [0], "right": [0]}
 
@@ -162,6 +162,12 @@ class Pair:
         rig.wait(lambda: all(p.get_subscription_count() for p in (mounts, *self.images.values(), *self.infos.values())))
         for name, infos in self.infos.items():
             rig.keep_sending(infos, described(stamp_of(0), f"{name}_optical", bent=False))
+        rig.wait(lambda: all(self.calibration(name) == "pinhole" for name in MOUNTS))
+
+    def calibration(self, name: str) -> str:
+        """What the node says of a camera's CameraInfo."""
+        status = self.rig.diagnostics.get(f"camera {self.rig.namespace}/{name}/image")
+        return {pair.key: pair.value for pair in status.values}["camera info"] if status is not None else ""
 
     def take(self, place: int) -> None:
         """An image of each camera, and wait until the node has dealt with them."""

@@ -15,7 +15,7 @@ from dust3r_ros.mapping.export import read_cloud
 from dust3r_ros.mapping.fuse import FusedMap
 from dust3r_ros.memory import MapMemory, Placed
 from dust3r_ros.ros.map_frame import MapFrame
-from dust3r_ros.ros.saving import MapKeeper, folder_inside, save_map
+from dust3r_ros.ros.saving import MapKeeper, folder_inside, map_inside, save_map
 
 K = Intrinsics.from_focal(500.0, 640, 480)
 MAP = MapFrame("map", publish_tf=True)
@@ -89,7 +89,7 @@ def test_a_loaded_map_is_where_and_as_large_as_it_was(tmp_path):
     where = Similarity(2.0, np.eye(3), np.array([1.0, 2.0, 3.0]))
     keeper(tmp_path, MapFrame("map", publish_tf=True, from_world=where, metric=True)).save(str(tmp_path), "old", None)
     frame = MapFrame("map", publish_tf=True)
-    loaded = keeper(tmp_path, frame).load(str(tmp_path), "old")
+    loaded = keeper(tmp_path, frame).load(map_inside(str(tmp_path), "old"))
     assert (loaded.keyframes, loaded.points, loaded.newest_ns) == (1, 3, 10**9)
     np.testing.assert_allclose(frame.from_world.matrix(), where.matrix())
     assert frame.metric
@@ -106,13 +106,13 @@ def test_the_map_saves_itself_when_it_changed_and_is_gone_on_in_only_after_a_cra
     crashed, loaded = keeper(tmp_path), []
     crashed.resume("never", loaded.append)
     assert loaded == []
-    crashed.resume("after_crash", lambda path: loaded.append(path) or crashed.load(str(tmp_path), path))
+    crashed.resume("after_crash", lambda path: loaded.append(path) or crashed.load(map_inside(str(tmp_path), path)))
     assert loaded == [str(tmp_path / "autosave" / "robot.dust3r")]
     crashed.ended()
     after = keeper(tmp_path)
     after.resume("after_crash", loaded.append)
     assert len(loaded) == 1
-    after.resume("always", lambda path: loaded.append(path) or after.load(str(tmp_path), path))
+    after.resume("always", lambda path: loaded.append(path) or after.load(map_inside(str(tmp_path), path)))
     assert len(loaded) == 2
 
 
@@ -124,7 +124,7 @@ def test_a_map_that_cannot_be_written_or_read_again_is_said_and_no_more(tmp_path
     (tmp_path / "autosave").unlink()
     own.save_by_itself()
     (tmp_path / "autosave" / "robot.dust3r" / "session.npz").write_text("damaged")
-    own.resume("after_crash", lambda path: own.load(str(tmp_path), path))
+    own.resume("after_crash", lambda path: own.load(map_inside(str(tmp_path), path)))
     assert "cannot go on in the map of" in caplog.text and "is damaged" in caplog.text
 
 
@@ -142,7 +142,7 @@ def test_a_map_that_was_refused_is_set_aside_before_the_next_is_saved(tmp_path, 
     assert (aside / "session.npz").read_bytes() == before
     assert "IndexError: an error that nobody thought of; a new one begins" in caplog.text
     assert f"the map that was refused is kept in {aside}" in caplog.text
-    assert keeper(tmp_path).load(str(tmp_path), f"autosave/{aside.name}").keyframes == 1
+    assert keeper(tmp_path).load(map_inside(str(tmp_path), f"autosave/{aside.name}")).keyframes == 1
 
 
 def test_a_saving_that_fails_is_said_counted_and_tried_again(tmp_path, caplog):
@@ -168,7 +168,7 @@ def test_a_node_that_was_stopped_before_it_went_on_leaves_the_mark(tmp_path):
     keeper(tmp_path).save_by_itself()
     keeper(tmp_path).ended()
     loaded, again = [], keeper(tmp_path)
-    again.resume("after_crash", lambda path: loaded.append(path) or again.load(str(tmp_path), path))
+    again.resume("after_crash", lambda path: loaded.append(path) or again.load(map_inside(str(tmp_path), path)))
     assert len(loaded) == 1
 
 

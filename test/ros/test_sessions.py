@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from camera import STEP_X, compressed, raw, stamp_of
 from layers import FOCAL_PX, HEIGHT, WIDTH, layered_view
-from rig import SMALL, running
+from rig import PATIENCE_S, SMALL, running
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 
@@ -142,7 +142,7 @@ def test_a_killed_node_goes_on_in_its_own_map(start):
         first.wait(lambda: (autosave / "running").is_file() and (autosave / FILE_NAME).stat().st_mtime_ns >= written)
         first.call(Trigger, "keyframe_now", Trigger.Request())  # one more turn of its executor and its timers
         os.kill(first.node._started().pid, signal.SIGKILL)
-        assert spin_until(first.recorder, lambda: not first.node.running, 10.0)
+        assert spin_until(first.recorder, lambda: not first.node.running, PATIENCE_S)
     first.recorder.destroy_node()
     again = first.again()
     with running(again) as rig:
