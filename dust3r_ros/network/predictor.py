@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 _POOLED = 32  # axes onto which tokens are projected for an image's descriptor
 _MOST_PAIRS = 8  # in one batch
 _CACHE_BYTES = 3 << 19  # of one core, for a hidden layer: on a CPU a larger batch gains little or loses
-_FEW_PAIRS = 4  # which are worth a batch even so: every batch reads all matrices
+_ROWS = 784  # tokens in a product up to which a larger batch gains even so: every batch reads all matrices
 _RECORDING = 3  # calls after which a compiled network is as fast as it gets
 
 
@@ -157,7 +157,7 @@ class NetworkPredictor(PairPredictor[EncodedImage]):
             return _MOST_PAIRS
         tokens = size[0] * size[1] // config.patch**2
         hidden_bytes = int(tokens * config.dec_dim * config.mlp_ratio) * self.model.dtype.itemsize
-        return min(_MOST_PAIRS, max(_FEW_PAIRS, torch.get_num_threads() * _CACHE_BYTES // hidden_bytes))
+        return min(_MOST_PAIRS, max(1, _ROWS // tokens, torch.get_num_threads() * _CACHE_BYTES // hidden_bytes))
 
     def _shrink(self, failed: int) -> None:
         """Smaller batches from now on. Outside the handler of the error, which keeps the failed batch's memory."""
@@ -174,10 +174,11 @@ class _Arriving:
     """Pointmaps on their way to the processor: from a GPU without waiting for it."""
 
     def __init__(self, maps: Pointmaps) -> None:
+        on_cuda = maps.points_i.is_cuda
         tensors = (maps.points_i, maps.conf_i, maps.points_j, maps.conf_j)
-        self._host = [tensor.to("cpu", non_blocking=True) for tensor in tensors]  # into pinned memory
+        self._host = [tensor.to("cpu", non_blocking=on_cuda) for tensor in tensors]  # into pinned memory, if so
         self._done: torch.cuda.Event | None = None
-        if maps.points_i.is_cuda:
+        if on_cuda:
             self._done = torch.cuda.Event()
             self._done.record(torch.cuda.current_stream(maps.points_i.device))
 
