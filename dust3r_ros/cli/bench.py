@@ -73,6 +73,8 @@ def _measure(arguments: argparse.Namespace) -> None:
     from dust3r_ros.mapping.export import write_json
     from dust3r_ros.network.weights import resolve_device
 
+    if arguments.execution == "compiled" and len(arguments.dtypes) > 1:  # PyTorch compiles eight shapes of a function
+        raise ConfigError(f"--execution compiled takes one of --dtypes at a time, got {' '.join(arguments.dtypes)}")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = resolve_device(arguments.device)

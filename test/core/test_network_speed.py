@@ -132,6 +132,7 @@ def test_a_wrong_size_is_refused_before_the_network_is_built(monkeypatch, capsys
         (["--size", "30x28"], "multiples of 14 pixels, got 30x28; 28x28 or 42x28 can be had"),
         (["--size", "0x500"], "multiples of 14 pixels, got 0x500; 14x490 or 14x504 can be had"),
         (["--size", "30"], "must be WIDTHxHEIGHT, such as 512x384, got '30'"),
+        (["--execution", "compiled", "--dtypes", "auto", "float32"], "one of --dtypes at a time, got auto float32"),
         (["--rounds", "0"], "must be a whole number above 0, got '0'"),
         (["--device", "gpu"], "device 'gpu' cannot be used here"),
     ],
