@@ -113,6 +113,9 @@ class ReconstructorConfig:
     device: str = option("auto", "Torch device: auto, cpu, cuda, cuda:N")
     dtype: str = option(
         "auto", "Precision of the network", choices=("auto", "float32", "bfloat16", "float16"))  # fmt: skip
+    execution: str = option(
+        "eager", "Compiled fuses the network's operations, on a GPU into one launch, after minutes at the start; it "
+        "needs a C++ compiler, and on a CPU it is slower", choices=("eager", "compiled"))  # fmt: skip
     image_size: int = option(
         0, "Long side of the predictor's images, pixels, at least 64; 0 is its own choice",
         minimum=0, maximum=8192)  # fmt: skip

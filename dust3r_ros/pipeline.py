@@ -78,6 +78,14 @@ class Reconstructor:
         self._unsearched: EncodedKeyframe | None = None
         self._lost = 0
 
+    def warm_up(self) -> None:
+        """Do beforehand what the first keyframes would wait for, as far as it can be told without an image.
+
+        Raises what ``reconstruct`` does for a device with too little memory, ConfigError for what it cannot run.
+        """
+        usual = prepare(np.zeros((480, 640, 3), np.uint8), self._image_size)
+        self._predictor.warm_up((usual.height, usual.width), 2 * self.config.window)
+
     def reconfigure(self, config: ReconstructorConfig) -> None:
         """Take over the options that may change while running (``Option.live``); the others must be as before.
 

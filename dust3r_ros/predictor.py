@@ -66,6 +66,9 @@ class PairPredictor(ABC, Generic[Encoded]):
         """
         return None
 
+    def warm_up(self, size: tuple[int, int], pairs: int) -> None:
+        """Do beforehand what the first image (H, W) and its first pairs would wait for; by default there is nothing."""
+
     def announce(self, pairs: Sequence[tuple[Encoded, Encoded]]) -> None:
         """All pairs that several calls of ``predict`` are going to bring, before the first of them.
 

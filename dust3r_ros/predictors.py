@@ -23,10 +23,10 @@ def load_predictor(config: ReconstructorConfig) -> PairPredictor[Any]:
         if config.device not in ("auto", "cpu"):
             log.warning("geometric runs on the processor (CPU): device %s is not used", config.device)
         return GeometricPredictor()
-    from dust3r_ros.network import NetworkPredictor, for_inference, load_model
+    from dust3r_ros.network import NetworkPredictor, load_model, prepared_network
 
     model = load_model(config.checkpoint, device=config.device, dtype=config.dtype)
-    return NetworkPredictor(for_inference(model))
+    return NetworkPredictor(prepared_network(model, config.execution))
 
 
 def predictor_image_size(config: ReconstructorConfig, predictor: PairPredictor[Any]) -> ImageSize:

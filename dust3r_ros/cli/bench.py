@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from contextlib import nullcontext
+from math import ceil, floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,14 @@ def register(commands: Any) -> None:
         "--dtypes", nargs="+", default=["auto"], choices=options["dtype"].choices, metavar="DTYPE",
         help="precisions (default auto)",
     )  # fmt: skip
+    parser.add_argument(
+        "--execution", default=options["execution"].default, choices=options["execution"].choices,
+        help=f"{options['execution'].description} (default {options['execution'].default})",
+    )  # fmt: skip
     parser.add_argument("--size", type=_size, metavar="WxH", help="of the images, pixels; default: the network's own")
-    parser.add_argument("--batches", nargs="+", type=_positive, default=[1, 2, 4, 8], metavar="PAIRS")
+    parser.add_argument(
+        "--batches", nargs="+", type=_positive, default=[1, 2, 4, 8], metavar="NUMBER", help="of images and of pairs"
+    )
     parser.add_argument("--windows", nargs="+", type=_positive, default=[1, 2, 3, 4, 5], metavar="KEYFRAMES")
     parser.add_argument("--keyframes", type=_positive, default=10, help="of the stream; default 10")
     parser.add_argument("--rounds", type=_positive, default=5, help="times everything is measured; default 5")
@@ -66,18 +73,19 @@ def _measure(arguments: argparse.Namespace) -> None:
     from dust3r_ros.mapping.export import write_json
     from dust3r_ros.network.weights import resolve_device
 
+    if arguments.execution == "compiled" and len(arguments.dtypes) > 1:  # PyTorch compiles eight shapes of a function
+        raise ConfigError(f"--execution compiled takes one of --dtypes at a time, got {' '.join(arguments.dtypes)}")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = resolve_device(arguments.device)
     config, make = _network(arguments, device)
     size = _image_size(arguments.size, config)
+    how = {"rounds": arguments.rounds, "execution": arguments.execution}
     speeds = [
-        measure_precision(
-            make, dtype, size, batches=arguments.batches, windows=arguments.windows, rounds=arguments.rounds
-        )
+        measure_precision(make, dtype, size, batches=arguments.batches, windows=arguments.windows, **how)
         for dtype in arguments.dtypes
     ]
-    stream = measure_stream(make, arguments.dtypes, size, keyframes=arguments.keyframes, rounds=arguments.rounds)
+    stream = measure_stream(make, arguments.dtypes, size, keyframes=arguments.keyframes, **how)
     name = arguments.architecture or arguments.checkpoint
     figures = bench_figures(name, size, Work.of(config, size), speeds, stream, machine(device))
     print(tables(figures))
@@ -93,11 +101,12 @@ def _network(
     import torch
 
     from dust3r_ros.network import Dust3rNetwork, load_model
-    from dust3r_ros.network.weights import DTYPES, choose_dtype
+    from dust3r_ros.network.checkpoint import read_checkpoint
+    from dust3r_ros.network.weights import DTYPES, choose_dtype, locate
     from dust3r_ros.training.architectures import ARCHITECTURES, initialised
 
     if not arguments.architecture:
-        config = load_model(arguments.checkpoint, device="cpu", dtype="float32").config
+        config = read_checkpoint(locate(arguments.checkpoint)).config
         return config, lambda dtype: load_model(arguments.checkpoint, device=str(device), dtype=dtype)
     config = ARCHITECTURES[arguments.architecture]
 
@@ -112,8 +121,11 @@ def _image_size(asked: tuple[int, int] | None, config: NetworkConfig) -> tuple[i
     """(H, W) asked for, or the network's own. Raises ConfigError for sides that are not whole patches."""
     size = asked or config.img_size
     if any(side % config.patch or not side for side in size):
+        down, up = (tuple(max(1, way(side / config.patch)) * config.patch for side in size) for way in (floor, ceil))
+        nearest = " or ".join(dict.fromkeys(f"{width}x{height}" for height, width in (down, up)))
         raise ConfigError(
-            f"--size must have sides that are multiples of {config.patch} pixels, got {size[1]}x{size[0]}"
+            f"--size must have sides that are multiples of {config.patch} pixels, got {size[1]}x{size[0]}; "
+            f"{nearest} can be had"
         )
     return size
 

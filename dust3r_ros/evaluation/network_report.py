@@ -41,6 +41,8 @@ def _precision(speed: PrecisionSpeed, work: Work) -> Figures:
         "encode": _timing(speed.encode),
         "encode_tflops": work.encode / speed.encode.best / 1e12,
         "encode_share": speed.encode_share(work),
+        "encode_an_image": {str(batch): _timing(timing, batch) for batch, timing in speed.encode_batch.items()},
+        "encode_batch_tflops": {str(b): b * work.encode / t.best / 1e12 for b, t in speed.encode_batch.items()},
         "decode_a_pair": {str(batch): _timing(timing, batch) for batch, timing in speed.decode.items()},
         "decode_tflops": {str(b): b * work.decode / timing.best / 1e12 for b, timing in speed.decode.items()},
         "decode_share": speed.decode_share(work),
@@ -101,12 +103,21 @@ def _limits(figures: Figures) -> str:
 
 
 def _batches(figures: Figures) -> str:
-    batches = list(figures["precisions"][0]["decode_a_pair"])
+    """What a batch is worth: the matrices of a large network are read once for all of it."""
+    header = ("precision", "batch", "images/s", "TFLOP/s", "of the product", "pairs/s", "TFLOP/s", "of the product")
     rows = [
-        [p["dtype"], *(f"{1e3 / p['decode_a_pair'][batch]['best_ms']:.2f}" for batch in batches)]
+        [p["dtype"], batch, *_rates(p, "encode_an_image", "encode_batch_tflops", batch),
+         *_rates(p, "decode_a_pair", "decode_tflops", batch)]
         for p in figures["precisions"]
-    ]
-    return markdown_table(["pairs/s, batch of", *batches], rows)
+        for batch in p["decode_a_pair"]
+    ]  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def _rates(precision: Figures, times: str, rates: str, batch: str) -> list[str]:
+    rate = precision[rates][batch]
+    share = 100 * rate / precision["matrix_tflops"]
+    return [f"{1e3 / precision[times][batch]['best_ms']:.2f}", f"{rate:.3g}", f"{share:.0f} %"]
 
 
 def _windows(figures: Figures) -> str:
@@ -146,18 +157,21 @@ def draw_bench(figures: Figures, path: Path) -> None:
     for p in figures["precisions"]:
         windows = p["keyframes_a_second"]
         left.plot([int(w) for w in windows], list(windows.values()), marker="o", label=p["dtype"])
-        batches = p["decode_tflops"]
-        (line,) = right.plot(
-            [int(b) for b in batches], list(batches.values()), marker="o", label=f"{p['dtype']}, decode"
-        )
-        right.axhline(p["encode_tflops"], color=line.get_color(), linestyle="--", label=f"{p['dtype']}, encode")
-        right.axhline(p["matrix_tflops"], color=line.get_color(), linestyle=":", label=f"{p['dtype']}, plain product")
+        colour = None
+        for part, style in (("encode_batch", "--"), ("decode", "-")):
+            rates = p[f"{part}_tflops"]
+            label = f"{p['dtype']}, {part.split('_')[0]}"
+            (line,) = right.plot(
+                [int(b) for b in rates], list(rates.values()), style, color=colour, marker="o", label=label
+            )
+            colour = line.get_color()
+        right.axhline(p["matrix_tflops"], color=colour, linestyle=":", label=f"{p['dtype']}, plain product")
     for dtype, timing in stream["reference"].items():
         left.plot(
             stream["window"], 1e3 * stream["keyframes"] / timing["best_ms"], "x", markersize=9, label=_REFERENCE[dtype]
         )
     left.set(xlabel="window, keyframes", ylabel="keyframes a second", yscale="log", title=figures["network"])
-    right.set(xlabel="pairs in a batch", ylabel="TFLOP/s", ylim=(0, None), title=figures["image"])
+    right.set(xlabel="images or pairs in a batch", ylabel="TFLOP/s", ylim=(0, None), title=figures["image"])
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dust3r_ros.data import ImageTransform, PreparedImage
 from dust3r_ros.evaluation.reference import ReferenceRunner, stream_pairs
 from dust3r_ros.evaluation.timing import PeakMemory, Timing, matrix_rate, time_together
-from dust3r_ros.network import Dust3rNetwork, EncodedImage, NetworkConfig, NetworkPredictor, for_inference
+from dust3r_ros.network import Dust3rNetwork, EncodedImage, NetworkConfig, NetworkPredictor, prepared_network
 
 STREAM_WINDOW = 3
 Maker = Callable[[str], Dust3rNetwork]  # the network in a precision: auto, or a dtype's name
@@ -49,13 +49,14 @@ class Work:
 class PrecisionSpeed:
     """One precision. Rates are FLOP/s; ``matrix_rate`` is the machine's in a plain product of that precision.
 
-    ``decode`` is by pairs in a batch, ``keyframe`` by window: an image encoded and its pairs with the window predicted
-    both ways, from pixels to arrays.
+    ``encode`` is one image from its pixels. ``encode_batch`` is by images in a batch, ``decode`` by pairs in one,
+    ``keyframe`` by window: an image encoded and its pairs with the window predicted both ways, from pixels to arrays.
     """
 
     dtype: str
     matrix_rate: float
     encode: Timing
+    encode_batch: dict[int, Timing]
     decode: dict[int, Timing]
     keyframe: dict[int, Timing]
     peak_bytes: int | None
@@ -85,16 +86,18 @@ class StreamSpeed:
 
 def measure_precision(
     make: Maker, dtype: str, size: tuple[int, int], *,
-    batches: Sequence[int], windows: Sequence[int], rounds: int,
+    batches: Sequence[int], windows: Sequence[int], rounds: int, execution: str = "eager",
 ) -> PrecisionSpeed:  # fmt: skip
     """The speed of the network that ``make`` gives in a precision, on images (H, W)."""
-    predictor = NetworkPredictor(for_inference(make(dtype)))
+    predictor = NetworkPredictor(prepared_network(make(dtype), execution))
+    predictor.warm_up(size, 2 * max(windows, default=1))
     device, precision = predictor.model.device, predictor.model.dtype
     peak = PeakMemory(device)
     views = [predictor.encode(picture(size, seed), "camera") for seed in range(max(windows, default=1) + 1)]
     new = picture(size, -1)
     calls: dict[str, Callable[[], object]] = {"encode": lambda: predictor.encode(new, "camera")}
     for batch in batches:
+        calls[f"encode {batch}"] = partial(_encode, predictor, torch.randn(batch, 3, *size).to(device))
         calls[f"decode {batch}"] = partial(_decode, predictor, views, batch)
     for window in windows:
         calls[f"window {window}"] = partial(_keyframe, predictor, new, views[:window])
@@ -103,6 +106,7 @@ def measure_precision(
         dtype=str(precision).removeprefix("torch."),
         matrix_rate=matrix_rate(precision, device),
         encode=times["encode"],
+        encode_batch={batch: times[f"encode {batch}"] for batch in batches},
         decode={batch: times[f"decode {batch}"] for batch in batches},
         keyframe={window: times[f"window {window}"] for window in windows},
         peak_bytes=peak.bytes,
@@ -110,15 +114,17 @@ def measure_precision(
 
 
 def measure_stream(
-    make: Maker, dtypes: Sequence[str], size: tuple[int, int], *, keyframes: int, rounds: int
-) -> StreamSpeed:
+    make: Maker, dtypes: Sequence[str], size: tuple[int, int], *, keyframes: int, rounds: int, execution: str = "eager",
+) -> StreamSpeed:  # fmt: skip
     """The same stream by this package in each precision and by the reference's way, in turns.
 
     ``make`` gives the network in a precision; the reference runs its float32.
     """
     exact = make("float32")
     device = exact.device
-    predictors = [NetworkPredictor(for_inference(make(dtype))) for dtype in dtypes]
+    predictors = [NetworkPredictor(prepared_network(make(dtype), execution)) for dtype in dtypes]
+    for predictor in predictors:
+        predictor.warm_up(size, 2 * STREAM_WINDOW)
     pictures = [picture(size, seed) for seed in range(keyframes)]
     image_i, image_j = (_tensor(image).to(device) for image in pictures[:2])
     plain, cast = ReferenceRunner(exact), ReferenceRunner(exact, autocast=True)
@@ -148,6 +154,11 @@ def picture(size: tuple[int, int], seed: int) -> PreparedImage:
 
 def _tensor(image: PreparedImage) -> torch.Tensor:
     return torch.tensor(image.pixels).permute(2, 0, 1)[None].float() / 127.5 - 1.0
+
+
+@torch.inference_mode()
+def _encode(predictor: NetworkPredictor, images: torch.Tensor) -> None:
+    predictor.model.encode(images)
 
 
 @torch.inference_mode()

@@ -6,7 +6,8 @@ Beside ``layers``, which is what is trained and stored:
 - the rows of queries and keys are in an order in which the two numbers that turn together are neighbours, so that a
   rotary embedding is one complex product. Scalar products of queries and keys do not depend on the order;
 - bfloat16 matrices on a CPU are kept in the layout in which oneDNN multiplies them, which otherwise copies them at
-  every product; and wide hidden layers are computed in parts, because it is slow where a row of its input is long.
+  every product; and wide hidden layers are computed in parts, because it is slow where a row of its input is long;
+- what a block adds to its tokens after its first branch is added in place.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dust3r_ros.network.layers import Attention, CrossAttention, Mlp, PatchEmbed
+from dust3r_ros.network.layers import Attention, CrossAttention, DecoderBlock, EncoderBlock, Mlp, PatchEmbed
 from dust3r_ros.network.model import Dust3rNetwork
 from dust3r_ros.network.rope import Rotation, neighbours, rotate_neighbours
 
@@ -49,6 +50,10 @@ def _fast(module: nn.Module) -> nn.Module:
             return FastCrossAttention(module)
         case Mlp():
             return FastMlp(module)
+        case EncoderBlock():
+            return FastEncoderBlock(module)
+        case DecoderBlock():
+            return FastDecoderBlock(module)
         case PatchEmbed():
             return FastPatchEmbed(module)
         case nn.Linear():
@@ -127,17 +132,50 @@ class FastMlp(nn.Module):
     def __init__(self, slow: Mlp) -> None:
         super().__init__()
         up, down = slow.fc1, slow.fc2
+        self.dtype = up.weight.dtype
         parts = -(-up.out_features // _WIDEST) if _packs(up.weight) else 1
         biases = [down.bias] + [torch.zeros_like(down.bias)] * (parts - 1)
         self.up = nn.ModuleList(map(FastLinear, up.weight.chunk(parts), up.bias.chunk(parts)))
         self.down = nn.ModuleList(map(FastLinear, down.weight.chunk(parts, dim=1), biases))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) to (B, N, C), in float32 where it is a sum of parts."""
-        first, *others = (down(functional.gelu(up(x))) for up, down in zip(self.up, self.down, strict=True))
-        for other in others:
-            first = first.float() + other
-        return first
+    def add_to(self, x: Tensor, normed: Tensor) -> Tensor:
+        """Add to ``x`` (B, N, C) float32, in place, what ``Mlp`` makes of ``normed`` (B, N, C); returns ``x``."""
+        normed = normed.to(self.dtype)  # once for all parts
+        for up, down in zip(self.up, self.down, strict=True):
+            x += down(functional.gelu(up(normed)))
+        return x
+
+
+class FastEncoderBlock(nn.Module):
+    """``EncoderBlock``."""
+
+    def __init__(self, slow: EncoderBlock) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = slow.norm1, slow.norm2
+        self.attn = FastAttention(slow.attn)
+        self.mlp = FastMlp(slow.mlp)
+
+    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
+        """(B, N, C) float32 to the same."""
+        x = x + self.attn(self.norm1(x), rotation)  # a new one: the given tokens stay as they are
+        return self.mlp.add_to(x, self.norm2(x))
+
+
+class FastDecoderBlock(nn.Module):
+    """``DecoderBlock``."""
+
+    def __init__(self, slow: DecoderBlock) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3, self.norm_y = slow.norm1, slow.norm2, slow.norm3, slow.norm_y
+        self.attn = FastAttention(slow.attn)
+        self.cross_attn = FastCrossAttention(slow.cross_attn)
+        self.mlp = FastMlp(slow.mlp)
+
+    def forward(self, x: Tensor, memory: Tensor, rotation: Rotation, memory_rotation: Rotation) -> Tensor:
+        """``x`` (B, N, C) and the other view's ``memory`` (B, M, C), float32, to the new ``x``."""
+        x = x + self.attn(self.norm1(x), rotation)  # a new one: the other view's block reads the given one
+        x += self.cross_attn(self.norm2(x), self.norm_y(memory), rotation, memory_rotation)
+        return self.mlp.add_to(x, self.norm3(x))
 
 
 class FastPatchEmbed(nn.Module):

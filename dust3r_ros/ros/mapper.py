@@ -57,6 +57,7 @@ class Mapper:
         self._changed = changed
         self._unplaced: dict[str, float] = {}  # when a camera's last keyframe was not placed, time.monotonic()
         self._reconstructor = Reconstructor(config.reconstructor)
+        self._reconstructor.warm_up()
         self._keeper = MapKeeper(self._reconstructor, frames.map, config.map_folder, name)
         self._window = config.reconstructor.window
         self._newest_ns = 0

@@ -180,3 +180,17 @@ def test_memory_for_no_descriptor_is_said(model, monkeypatch):
     monkeypatch.setattr(torch, "randn", randn)
     with pytest.raises(DeviceMemoryError, match="cpu has no memory to describe an image"):
         NetworkPredictor(model).describe(view)
+
+
+@pytest.mark.parametrize(("size", "batches"), [((32, 48), [8, 4]), ((224, 224), [4, 4, 4]), ((512, 384), [1] * 12)])
+def test_batches_on_a_processor_fill_its_products_and_no_more(monkeypatch, size, batches):
+    """Of 12 pairs of a network as large as ViT-Large's decoder, with one thread."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    config = NetworkConfig(img_size=(64, 64), enc_dim=32, enc_depth=1, enc_heads=2, dec_dim=768, dec_depth=2,
+                           dec_heads=2, head="linear")  # fmt: skip
+    predictor = NetworkPredictor(golden_model(config))
+    left, found = 12, []
+    while left:
+        found.append(predictor._batch(left, size))
+        left -= found[-1]
+    assert found == batches

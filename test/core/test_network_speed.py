@@ -97,7 +97,9 @@ def test_bench_writes_figures_and_a_plot(tmp_path, capsys):
     assert figures["encode_gflop"] == pytest.approx(Work.of(LINEAR, (32, 48)).encode / 1e9)
     assert [p["dtype"] for p in figures["precisions"]] == ["float32", "bfloat16"]
     for p in figures["precisions"]:
-        assert list(p["decode_a_pair"]) == list(p["keyframes_a_second"]) == ["1", "2"]
+        assert list(p["decode_a_pair"]) == list(p["encode_an_image"]) == list(p["keyframes_a_second"]) == ["1", "2"]
+        rate = figures["encode_gflop"] / p["encode_an_image"]["2"]["best_ms"]
+        assert p["encode_batch_tflops"]["2"] == pytest.approx(rate)
         seconds = p["encode"]["best_ms"] / 1e3
         assert p["encode_tflops"] == pytest.approx(figures["encode_gflop"] / 1e3 / seconds)
         assert p["encode_share"] == pytest.approx(p["encode_tflops"] / p["matrix_tflops"])
@@ -109,6 +111,7 @@ def test_bench_writes_figures_and_a_plot(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "published way, bfloat16 autocast" in text
     assert "| bfloat16" in text
+    assert "| precision | batch | images/s |" in " ".join(text.split())
 
 
 def test_random_weights_need_no_checkpoint(capsys):
@@ -117,11 +120,19 @@ def test_random_weights_need_no_checkpoint(capsys):
     assert capsys.readouterr().out.startswith("tiny, 28x28: ")
 
 
+def test_a_wrong_size_is_refused_before_the_network_is_built(monkeypatch, capsys):
+    monkeypatch.setattr("dust3r_ros.network.weights.build", lambda *given: pytest.fail("built"))
+    assert main(["bench", "--size", "224x160"]) == 2
+    assert "got 224x160; 224x154 or 224x168 can be had" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--size", "30x28"], "--size must have sides that are multiples of 14 pixels, got 30x28"),
+        (["--size", "30x28"], "multiples of 14 pixels, got 30x28; 28x28 or 42x28 can be had"),
+        (["--size", "0x500"], "multiples of 14 pixels, got 0x500; 14x490 or 14x504 can be had"),
         (["--size", "30"], "must be WIDTHxHEIGHT, such as 512x384, got '30'"),
+        (["--execution", "compiled", "--dtypes", "auto", "float32"], "one of --dtypes at a time, got auto float32"),
         (["--rounds", "0"], "must be a whole number above 0, got '0'"),
         (["--device", "gpu"], "device 'gpu' cannot be used here"),
     ],
