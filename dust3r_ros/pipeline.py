@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -34,6 +34,7 @@ from dust3r_ros.images import prepare
 from dust3r_ros.keyframes import KeyframeDecision, KeyframeSelector
 from dust3r_ros.mapping.fuse import FusedMap
 from dust3r_ros.memory import MapMemory, Placed
+from dust3r_ros.paired import KeyframeWindow, PairedKeyframe, predict_edges
 from dust3r_ros.predictor import PairPredictor, PredictorInfo
 from dust3r_ros.predictors import load_predictor as load_predictor
 from dust3r_ros.predictors import predictor_image_size as predictor_image_size
@@ -47,10 +48,10 @@ log = logging.getLogger(__name__)
 class Reconstructor:
     """Incremental reconstruction of the images of one or several cameras.
 
-    ``add`` does everything for one image. A node calls its two halves from two threads instead:
-    ``select`` for every image, which is cheap, and ``reconstruct`` for those that were taken. ``reconfigure`` may be
-    called from any thread; ``close_loops``, ``map``, ``trajectory`` and ``pose`` belong to the thread of
-    ``reconstruct``, and ``reset`` must not run at the same time as any other method.
+    ``add`` does everything for one image. A node calls its parts instead: ``select`` for every image, which is cheap,
+    in one thread; for those that were taken ``pair`` in another, and ``place``, ``fuse`` and ``close_loops`` in a third
+    one, to which everything else belongs too that asks for the map, the path or a pose. ``reconfigure`` may be called
+    from any thread; ``reset`` and ``recall`` must not run at the same time as any other method.
     """
 
     def __init__(self, config: ReconstructorConfig | None = None, predictor: PairPredictor[Any] | None = None) -> None:
@@ -65,13 +66,12 @@ class Reconstructor:
         self._selectors: dict[str, KeyframeSelector] = {}
         self._offered = 0
         self._metres = MetricReference()
-        self._window_limit = self.config.window
+        self._window = KeyframeWindow(self.config.window)
         self._begin()
 
     def _begin(self) -> None:
         self.map = FusedMap(self.config.map)
         self._aligner = IncrementalAligner(self.config.alignment, self.config.window)
-        self._window: deque[EncodedKeyframe] = deque(maxlen=self._window_limit)
         self._placed: dict[int, Placed] = {}
         self.revisits = Revisits(self.config.loops, self.config.alignment, self._predictor)
         self._cameras: dict[str, Intrinsics] = {}  # of a map that was recalled, for its prepared images
@@ -107,8 +107,7 @@ class Reconstructor:
 
     def limit_window(self, keyframes: int) -> None:
         """Pair new keyframes with at most so many older ones until the next reset, where memory is short."""
-        self._window_limit = keyframes
-        self._window = deque(self._window, maxlen=keyframes)
+        self._window.shorten(keyframes)
 
     def select(
         self, image: ByteImage, stamp_ns: int, camera: str = "camera", *, anew: bool = False
@@ -130,33 +129,55 @@ class Reconstructor:
     def reconstruct(
         self, image: ByteImage, stamp_ns: int, camera: str = "camera", intrinsics: Intrinsics | None = None
     ) -> Update:
-        """Make an image a keyframe: encode it, pair it with the window, align, fuse.
+        """Make an image a keyframe: ``pair``, ``place`` and ``fuse`` it. Loops are left to ``close_loops``."""
+        return self.fuse(self.place(self.pair(image, stamp_ns, camera, intrinsics)))
 
-        An image that shares nothing with the window is looked for among the old keyframes, and the window goes on
-        there. When that fails too it is not registered: the Update says so in ``view.registered``, the map stays as it
-        is and the next image is paired with the same window. Only while the map has a single keyframe it begins anew
-        from such an image of the same camera. Loops are left to ``close_loops``.
+    def pair(
+        self, image: ByteImage, stamp_ns: int, camera: str = "camera", intrinsics: Intrinsics | None = None
+    ) -> PairedKeyframe:
+        """Encode an image and pair it with the window, in which keyframes that are still to be placed count as placed.
+
+        Every keyframe is to be given to ``place`` next, in order, or to be forgotten by ``reset``.
         """
-        self.map.config = self.config.map
         watch = Stopwatch()
         prepared = prepare(image, self._image_size)
-        known = self.known_intrinsics(prepared, camera, intrinsics)
+        known, guess = self.known_intrinsics(prepared, camera, intrinsics), None
         if known is None and intrinsics is not None and self.config.intrinsics == "guess":
-            self._guess(camera, prepared.transform.to_network(intrinsics))
+            guess = prepared.transform.to_network(intrinsics)
+            self._predictor.guess(camera, guess)
         keyframe = Keyframe(self._offered, stamp_ns, camera, prepared)
         self._offered += 1
         with watch.stage("encode"):
             encoded = self._predictor.encode(prepared, camera, known)
             new = self.revisits.described(EncodedKeyframe(keyframe, encoded, known))
         with watch.stage("decode"):
-            edges = self._predict(new)
-        with watch.stage("align"):
-            aligned = self._place(new, edges)
-        with watch.stage("fuse"):
-            self._remember(new, aligned)
-        scale = self._measure_scale()
+            edges = predict_edges(new, self._window.newest(), self._predictor)
+        self._window.comes(new)
+        return PairedKeyframe(new, edges, guess, watch)
+
+    def place(self, paired: PairedKeyframe) -> Update:
+        """Align a keyframe with the window; its points are left to ``fuse``.
+
+        A keyframe that shares nothing with the window is looked for among the old ones, and the window goes on
+        there. When that fails too it is not registered: the Update says so in ``view.registered``, the map stays as it
+        is and the next image is paired with the same window. Only while the map has a single keyframe it begins anew
+        from such an image of the same camera. Where the window is not the one it was paired with, because a keyframe
+        before it was not placed or was found elsewhere, what is missing is predicted first.
+        """
+        new, watch = paired.new, paired.watch
+        try:
+            with watch.stage("decode"):
+                edges = predict_edges(new, self._window.placed(), self._predictor, paired.edges)
+            with watch.stage("align"):
+                if paired.guess is not None:
+                    self._aligner.guess(new.keyframe.camera, paired.guess)
+                aligned = self._place(new, edges)
+                self._remember(new, aligned)
+        finally:
+            self._window.leave_out(new)
+        scale, prepared = self._measure_scale(), new.keyframe.image
         return Update(
-            keyframe=keyframe,
+            keyframe=new.keyframe,
             view=aligned.view,
             intrinsics=prepared.transform.to_original(aligned.view.intrinsics),
             focal_spread_px=aligned.focal_spread_px / prepared.transform.scale_x,
@@ -166,6 +187,20 @@ class Reconstructor:
             edge_residual=float(np.mean(list(aligned.edge_residual.values()) or [0.0])),
             metres_per_unit=scale.metres_per_unit if scale is not None else 1.0,
         )
+
+    def fuse(self, update: Update) -> Update:
+        """Put the points of the keyframe that was placed last into the map, and move those that moved with it.
+
+        Returns the update with the time it took.
+        """
+        watch = Stopwatch()
+        with watch.stage("fuse"):
+            if update.view.registered:
+                self.map.config = self.config.map
+                self.map.add(update.keyframe.index, update.view, update.keyframe.image.pixels)
+                for index, view in update.moved.items():
+                    self.map.replace(index, view)
+        return replace(update, times=replace(update.times, **watch.milliseconds))
 
     def close_loops(self) -> Mapping[int, Similarity]:
         """Look for old keyframes that see what the last one sees, and close the loops that are confirmed.
@@ -267,16 +302,6 @@ class Reconstructor:
         self._metres = MetricReference(memory.scale)
         self._cameras = {place.image.camera: place.anchor.intrinsics for place in memory.places}
 
-    def _guess(self, camera: str, intrinsics: Intrinsics) -> None:
-        """Begin the estimate of a camera's intrinsics from these."""
-        self._predictor.guess(camera, intrinsics)
-        self._aligner.guess(camera, intrinsics)
-
-    def _predict(self, new: EncodedKeyframe) -> list[Edge]:
-        ordered = [pair for old in self._window for pair in ((old, new), (new, old))]
-        predictions = self._predictor.predict([(a.encoded, b.encoded) for a, b in ordered])
-        return [Edge(a.index, b.index, prediction) for (a, b), prediction in zip(ordered, predictions)]
-
     def _place(self, new: EncodedKeyframe, edges: Sequence[Edge]) -> AlignmentUpdate:
         """Align with the window; else with old keyframes; else, while nothing is mapped yet, begin anew."""
         aligned = self._align(new, edges)
@@ -285,7 +310,7 @@ class Reconstructor:
         found = self.revisits.reunite(new, self._aligner)
         if found is None:
             return self._lose(new) or aligned
-        self._window = deque(reversed(found.keyframes), maxlen=self._window_limit)  # the least alike go first
+        self._window.go_on_at(found.keyframes[::-1])  # the least alike go first
         return found.aligned
 
     def _align(self, new: EncodedKeyframe, edges: Sequence[Edge]) -> AlignmentUpdate:
@@ -308,6 +333,7 @@ class Reconstructor:
         if [placed.camera for placed in self._placed.values()] != [new.keyframe.camera]:
             return None  # another camera's first keyframe may be as good as this one
         log.warning("starting the map anew from this keyframe")
+        self._window.go_on_at(())
         self._begin()
         return self._align(new, [])
 
@@ -315,12 +341,9 @@ class Reconstructor:
         if not aligned.view.registered:
             return
         self._lost = 0
-        self._window.append(new)
+        self._window.place(new)
         self._placed[new.index] = Placed(new.keyframe.stamp_ns, new.keyframe.camera, aligned.view.camera_to_world)
         for index, view in aligned.moved.items():
             self._placed[index] = replace(self._placed[index], camera_to_world=view.camera_to_world)
         self.revisits.remember(new, aligned, self._aligner)
         self._unsearched = new
-        self.map.add(new.index, aligned.view, new.keyframe.image.pixels)
-        for index, view in aligned.moved.items():
-            self.map.replace(index, view)

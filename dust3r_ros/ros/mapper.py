@@ -248,24 +248,33 @@ class Mapper:
             self._anew.add(frame.camera)
             return
         update = self._within_memory(frame, self._undistorted(frame))
-        self.map_points = len(self._reconstructor.map)
         self.failure = ""
         self._feed_scale(frame, known)
+        try:
+            resized = update.view.registered and self._publish(frame, update, known)
+            latency_s = time.monotonic() - frame.arrived
+        finally:  # what has its place is in the map, whatever becomes of its messages
+            update = self._reconstructor.fuse(update)
+            self.map_points = len(self._reconstructor.map)
         if update.view.registered:
             self._newest_ns = frame.stamp_ns
             self._keeper.changed()
-            self._publish(frame, update, known)
         else:
             self._unplaced[frame.camera] = time.monotonic()
-        self.statistics.finished(update, frame.arrived)
+        if resized:  # all of the map at once, whatever its period
+            self._outputs.latest(frame.stamp_ns, self._reconstructor, 0.0)
+        self.statistics.finished(update, latency_s)
         self._changed()
-        if changes := self._reconstructor.close_loops():  # after publishing: a keyframe does not wait for it
+        self._close_loops()
+        self._heap.keep(idle=self._worker.queue_length == 0)
+
+    def _close_loops(self) -> None:
+        if changes := self._reconstructor.close_loops():
             self._landmarks.follow(changes)
             self._outputs.jumped()
             self._keeper.changed()
             self._outputs.revised()
             self.map_points = len(self._reconstructor.map)
-        self._heap.keep(idle=self._worker.queue_length == 0)
 
     def _feed_scale(self, frame: Frame, camera_in_reference: FloatArray | None) -> None:
         """Tell the reconstruction where odometry has the camera, for the scale from the next keyframe on.
@@ -280,7 +289,8 @@ class Mapper:
         except ValueError as error:  # time went back and the map was kept (on_time_jump)
             log.debug("odometry is not used for the scale: %s", error)
 
-    def _publish(self, frame: Frame, update: Update, camera_in_reference: FloatArray | None) -> None:
+    def _publish(self, frame: Frame, update: Update, camera_in_reference: FloatArray | None) -> bool:
+        """What a keyframe gives before its points are in the map; whether all of the map has another size now."""
         pose = update.view.camera_to_world
         begins = self._reconstructor.keyframes == 1
         if begins:
@@ -293,8 +303,7 @@ class Mapper:
         self._landmarks.take(update)
         self._poses.keyframe(frame, pose, camera_in_reference)
         self._outputs.keyframe(update, frame.camera_frame, self.config.reconstructor.map)
-        if resized:  # all of the map at once, whatever its period
-            self._outputs.latest(frame.stamp_ns, self._reconstructor, 0.0)
+        return resized
 
     def _undistorted(self, frame: Frame) -> ByteImage:
         return frame.image if frame.lens is None else frame.lens.undistorted(frame.image)
@@ -304,7 +313,8 @@ class Mapper:
         intrinsics = frame.lens.intrinsics if frame.lens is not None else None
         while True:
             try:
-                return self._reconstructor.reconstruct(image, frame.stamp_ns, frame.camera, intrinsics)
+                paired = self._reconstructor.pair(image, frame.stamp_ns, frame.camera, intrinsics)
+                return self._reconstructor.place(paired)
             except DeviceMemoryError as error:
                 if self._window == 1:
                     raise

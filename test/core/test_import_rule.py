@@ -30,7 +30,7 @@ LEVELS = [
     },
     {"memory"},
     {"revisit", "landmarks", "predictors", "stopwatch"},
-    {"tracking"},
+    {"tracking", "paired"},
     {"pipeline"},
     {"batch"},
     {"evaluation", "training", "viewer"},

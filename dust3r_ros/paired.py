@@ -1,0 +1,97 @@
+"""The first half of a keyframe's way: its image is encoded and paired with the keyframes before it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dust3r_ros.data import Edge, Intrinsics
+from dust3r_ros.encoded import EncodedKeyframe
+from dust3r_ros.predictor import PairPredictor
+from dust3r_ros.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True, eq=False)
+class PairedKeyframe:
+    """A keyframe with the predictions between it and the keyframes before it.
+
+    ``guess`` are intrinsics with which the estimate of its camera's begins; ``watch`` has what it took so far.
+    """
+
+    new: EncodedKeyframe
+    edges: tuple[Edge, ...]
+    guess: Intrinsics | None
+    watch: Stopwatch
+
+
+class KeyframeWindow:
+    """The keyframes that new ones are paired with: the last that were placed in the map, and those on their way there.
+
+    One thread may ask for the newest and add to those on their way while another places them.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._changing = threading.Lock()
+        self._limit = limit
+        self._placed: deque[EncodedKeyframe] = deque(maxlen=limit)
+        self._coming: list[EncodedKeyframe] = []
+
+    @property
+    def limit(self) -> int:
+        """How many keyframes a new one is paired with at most."""
+        return self._limit
+
+    def shorten(self, limit: int) -> None:
+        """Keep at most so many keyframes from now on."""
+        with self._changing:
+            self._limit = limit
+            self._placed = deque(self._placed, maxlen=limit)
+
+    def newest(self) -> tuple[EncodedKeyframe, ...]:
+        """Those on their way are taken to be placed: the ones a keyframe is paired with before that is known."""
+        with self._changing:
+            return (*self._placed, *self._coming)[-self._limit :]
+
+    def placed(self) -> tuple[EncodedKeyframe, ...]:
+        """The ones a keyframe has to be paired with."""
+        with self._changing:
+            return tuple(self._placed)
+
+    def comes(self, new: EncodedKeyframe) -> None:
+        """A keyframe was paired, and is going to be placed."""
+        with self._changing:
+            self._coming.append(new)
+
+    def place(self, new: EncodedKeyframe) -> None:
+        """A keyframe has its place; it and those before it are on their way no more."""
+        with self._changing:
+            self._placed.append(new)
+            self._arrived(new)
+
+    def leave_out(self, new: EncodedKeyframe) -> None:
+        """A keyframe found no place."""
+        with self._changing:
+            self._arrived(new)
+
+    def _arrived(self, new: EncodedKeyframe) -> None:
+        self._coming = [keyframe for keyframe in self._coming if keyframe.index > new.index]
+
+    def go_on_at(self, keyframes: Sequence[EncodedKeyframe]) -> None:
+        """The path goes on at others than the last ones, the last of these counts most; without any it begins anew."""
+        with self._changing:
+            self._placed = deque(keyframes, maxlen=self._limit)
+
+
+def predict_edges(
+    new: EncodedKeyframe, window: Sequence[EncodedKeyframe], predictor: PairPredictor[Any], known: Sequence[Edge] = ()
+) -> tuple[Edge, ...]:
+    """The predictions of a keyframe with each in the window, both ways; those that are known are not made anew."""
+    ordered = [pair for old in window for pair in ((old, new), (new, old))]
+    edges = {(edge.i, edge.j): edge for edge in known}
+    missing = [(a, b) for a, b in ordered if (a.index, b.index) not in edges]
+    predictions = predictor.predict([(a.encoded, b.encoded) for a, b in missing]) if missing else []
+    edges.update(((a.index, b.index), Edge(a.index, b.index, p)) for (a, b), p in zip(missing, predictions))
+    return tuple(edges[a.index, b.index] for a, b in ordered)
