@@ -23,6 +23,7 @@ from dust3r_ros.data import (
     Keyframe,
     PreparedImage,
     Update,
+    ViewEstimate,
 )
 from dust3r_ros.data import (
     SourceImage as SourceImage,
@@ -182,6 +183,7 @@ class Reconstructor:
             intrinsics=prepared.transform.to_original(aligned.view.intrinsics),
             focal_spread_px=aligned.focal_spread_px / prepared.transform.scale_x,
             moved=aligned.moved,
+            refined=aligned.refined,
             times=watch.times(),
             metric=scale is not None,
             edge_residual=float(np.mean(list(aligned.edge_residual.values()) or [0.0])),
@@ -198,9 +200,18 @@ class Reconstructor:
             if update.view.registered:
                 self.map.config = self.config.map
                 self.map.add(update.keyframe.index, update.view, update.keyframe.image.pixels)
-                for index, view in update.moved.items():
-                    self.map.replace(index, view)
+                for index in sorted(update.refined):
+                    self.map.replace(index, update.moved[index])
         return replace(update, times=replace(update.times, **watch.milliseconds))
+
+    def settle(self) -> Mapping[int, ViewEstimate]:
+        """Make the map as exact as it can be: the newest keyframes, which may still move, are otherwise put into it
+        anew only where they moved by more than is known of them. Returns their estimates, where they changed.
+        """
+        found = self._aligner.settle()
+        for index, view in found.items():
+            self.map.replace(index, view)
+        return found
 
     def close_loops(self) -> Mapping[int, Similarity]:
         """Look for old keyframes that see what the last one sees, and close the loops that are confirmed.
@@ -271,6 +282,7 @@ class Reconstructor:
 
     def memory(self) -> MapMemory:
         """The whole map, for ``recall`` in another session."""
+        self.settle()
         voxels, points = self.map.state()
         relations, loops = self.revisits.graph()
         return MapMemory(

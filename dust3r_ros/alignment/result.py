@@ -74,6 +74,21 @@ class Fit:
         return scores
 
 
+@dataclass(frozen=True, eq=False)
+class DenseView:
+    """A view's estimate, and where its samples were when it was made: world points (3, G) and log depths (G,)."""
+
+    estimate: ViewEstimate
+    points: FloatArray
+    log_depth: FloatArray
+
+    def moved(self, change: Similarity) -> DenseView:
+        """The same in another world and unit."""
+        pose, depth = change.apply_to_pose(self.estimate.camera_to_world), self.estimate.depth
+        estimate = replace(self.estimate, camera_to_world=pose, depth=depth * np.float32(change.scale))
+        return DenseView(estimate, change.apply(self.points.T).T, self.log_depth + float(np.log(change.scale)))
+
+
 def _typical(weight: FloatArray, errors: Errors, noise: Noise, expected: FloatArray | float) -> FloatArray:
     """The root of the median of chi2 over the pixels with weight, relative to the expected one; (K, G) to (K,)."""
     found = np.where(weight > 0, chi2(weight, errors, noise), np.nan)

@@ -66,6 +66,7 @@ def save_map(reconstructor: Reconstructor, frame: MapFrame, intrinsics: Intrinsi
     ``intrinsics`` are the camera's for its original image, None when unknown: then there is no ``cameras.json``.
     Raises RosError for an empty map and ExportError when the system refuses.
     """
+    reconstructor.settle()
     cloud = frame.placed(reconstructor.map.cloud())
     trajectory = frame.path(reconstructor.trajectory())
     if not len(cloud):

@@ -23,12 +23,8 @@ class Spoilt(TruePredictor):
 
     def predict(self, pairs):
         self.asked.append([(a.frame, b.frame) for a, b in pairs])
-        return [
-            self._spoil(p) if {a.frame, b.frame} & self.broken else p for (a, b), p in zip(pairs, self._true(pairs))
-        ]
-
-    def _true(self, pairs):
-        return super().predict(pairs)
+        predicted = zip(pairs, super().predict(pairs), strict=True)
+        return [self._spoil(p) if {a.frame, b.frame} & self.broken else p for (a, b), p in predicted]
 
     @staticmethod
     def _spoil(p: PairPrediction) -> PairPrediction:
@@ -37,7 +33,7 @@ class Spoilt(TruePredictor):
 
 @pytest.fixture(scope="module")
 def walk():
-    return walk_through_room(frames=14, width=160, height=120, seed=3, rate_hz=4.0, texture_px=128)
+    return walk_through_room(frames=11, width=160, height=120, seed=3, rate_hz=4.0, texture_px=128)
 
 
 def begun(walk, broken: set[int]) -> Reconstructor:
@@ -65,10 +61,9 @@ def ahead(walk, broken: set[int], by: int) -> Reconstructor:
 
 
 @pytest.mark.parametrize("broken", [set(), {6}, {0}, {5, 6, 7}], ids=["all good", "one", "the first", "three in a row"])
-@pytest.mark.parametrize("by", [1, 2])
-def test_the_map_is_the_same_as_without_overlap(walk, broken, by):
-    one, other = in_turn(walk, broken), ahead(walk, broken, by)
-    assert one.keyframes >= 14 - len(broken)
+def test_the_map_is_the_same_as_without_overlap(walk, broken):
+    one, other = in_turn(walk, broken), ahead(walk, broken, by=2)
+    assert one.keyframes >= 11 - len(broken)
     for (stamp, pose), (other_stamp, other_pose) in zip(one.trajectory(), other.trajectory(), strict=True):
         assert stamp == other_stamp
         np.testing.assert_array_equal(pose, other_pose)
@@ -76,11 +71,11 @@ def test_the_map_is_the_same_as_without_overlap(walk, broken, by):
 
 
 def test_only_what_is_missing_is_predicted_when_the_window_turns_out_to_be_another(walk):
-    reconstructor = ahead(walk, {6}, 1)
+    reconstructor = ahead(walk, {6}, by=1)
     asked = reconstructor.revisits.predictor.asked
-    pairs = {frame: [pair for call in asked for pair in call if max(pair) == frame] for frame in range(14)}
+    pairs = {frame: [pair for call in asked for pair in call if max(pair) == frame] for frame in range(11)}
     assert sorted(pairs[7]) == sorted((a, b) for old in (3, 4, 5, 6) for a, b in ((old, 7), (7, old)))
-    assert [len(pairs[frame]) for frame in range(10, 14)] == [6, 6, 6, 6]
+    assert [len(pairs[frame]) for frame in (9, 10)] == [6, 6]
     assert all(call for call in asked[1:])
 
 
