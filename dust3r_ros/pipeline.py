@@ -36,7 +36,7 @@ from dust3r_ros.keyframes import KeyframeDecision, KeyframeSelector
 from dust3r_ros.mapping.fuse import FusedMap
 from dust3r_ros.memory import MapMemory, Placed
 from dust3r_ros.paired import KeyframeWindow, PairedKeyframe, predict_edges
-from dust3r_ros.predictor import PairPredictor, PredictorInfo
+from dust3r_ros.predictor import PairPredictor, PredictorInfo, SharedPredictor
 from dust3r_ros.predictors import load_predictor as load_predictor
 from dust3r_ros.predictors import predictor_image_size as predictor_image_size
 from dust3r_ros.revisit import Revisits
@@ -57,7 +57,7 @@ class Reconstructor:
 
     def __init__(self, config: ReconstructorConfig | None = None, predictor: PairPredictor[Any] | None = None) -> None:
         self.config = config or ReconstructorConfig()
-        self._predictor = predictor or load_predictor(self.config)
+        self._predictor = SharedPredictor(predictor or load_predictor(self.config))
         self._image_size = predictor_image_size(self.config, self._predictor)
         self.reset()
 

@@ -1,4 +1,6 @@
-"""From images to the map: one thread looks at every image, another reconstructs those that become keyframes."""
+"""From images to the map: one thread looks at every image; of those that become keyframes a second predicts the
+geometry, and a third puts them into the map.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +9,25 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TypeVar
 
 from dust3r_ros.config import NodeConfig
-from dust3r_ros.data import ByteImage, FloatArray, Update
-from dust3r_ros.errors import DeviceMemoryError, RosError
+from dust3r_ros.data import FloatArray, Update
+from dust3r_ros.errors import RosError
 from dust3r_ros.keyframes import KeyframeReason
 from dust3r_ros.landmarks import Landmarks
+from dust3r_ros.paired import PairedKeyframe
 from dust3r_ros.pipeline import Reconstructor
 from dust3r_ros.ros.calibration import CalibrationMissingError
 from dust3r_ros.ros.cameras import Frame, Shot
 from dust3r_ros.ros.frames import MapFrames
-from dust3r_ros.ros.memory import HeapLimit, release_memory
+from dust3r_ros.ros.memory import HeapLimit, WindowLimit, release_memory
 from dust3r_ros.ros.pose_stream import PoseStream
 from dust3r_ros.ros.publishers import Publishers
 from dust3r_ros.ros.rigs import CameraRig
 from dust3r_ros.ros.saving import Loaded, MapKeeper, Saved
+from dust3r_ros.ros.stages import Stages
 from dust3r_ros.ros.statistics import Drop, Statistics, drop_of
 from dust3r_ros.ros.worker import Worker
 
@@ -36,8 +41,16 @@ _RETRY_S = 1.0  # between two keyframes of a camera that is lost
 _SAY_S = 5.0  # between two messages about images that cannot be used
 
 
+@dataclass(frozen=True, eq=False)
+class _Paired:
+    """A keyframe that waits for its place; ``camera_in_reference`` (4, 4) is where TF had the camera, if it knew."""
+
+    keyframe: PairedKeyframe
+    camera_in_reference: FloatArray | None
+
+
 class Mapper:
-    """The reconstruction, its two threads, and its results on the publishers.
+    """The reconstruction, its three threads, and its results on the publishers.
 
     ``offer`` is for the executor's thread and only queues. Raises CheckpointError for a model that cannot be loaded.
     """
@@ -57,7 +70,7 @@ class Mapper:
         self._unplaced: dict[str, float] = {}  # when a camera's last keyframe was not placed, time.monotonic()
         self._reconstructor = Reconstructor(config.reconstructor)
         self._keeper = MapKeeper(self._reconstructor, frames.map, config.map_folder, name)
-        self._window = config.reconstructor.window
+        self._limit = self._new_limit()
         self._newest_ns = 0
         self._said_at = -_SAY_S
         self._anew: set[str] = set()  # cameras whose next image is to be a keyframe
@@ -67,13 +80,15 @@ class Mapper:
         self._poses = PoseStream(config, frames, outputs, statistics.tracking, self._landmarks, self._on_lost)
         self._counting = threading.Lock()  # an image is counted and queued at once, or a reset clears both
         self._lookout: Worker[Shot] = Worker(self._look, config.image_history, self._on_unusable)
-        self._worker: Worker[Frame] = Worker(self._reconstruct, config.queue_size, self._on_failed, nice=_NICE)
+        self._worker: Stages[Frame, _Paired] = Stages(
+            self._pair, self._reconstruct, config.queue_size, self._on_failed, nice=_NICE
+        )
         self._lookout.start()
         self._worker.start()
 
     @property
     def reconstructor(self) -> Reconstructor:
-        """The reconstruction; its map belongs to the worker's thread."""
+        """The reconstruction; its map belongs to the worker's second thread."""
         return self._reconstructor
 
     @property
@@ -84,7 +99,7 @@ class Mapper:
     @property
     def window(self) -> int:
         """Keyframes a new one is paired with; fewer than configured where the device's memory is short."""
-        return self._window
+        return self._limit.keyframes
 
     @property
     def failed_saves(self) -> tuple[int, str]:
@@ -123,8 +138,8 @@ class Mapper:
             task.add_done_callback(self._on_published)
 
     def reset(self) -> Future[None]:
-        """Forget map, path, counts and what waits, once neither thread is at work on an image."""
-        return self._lookout.call(lambda: self._worker.call(self._reset).result())
+        """Forget map, path, counts and what waits, once no thread is at work on an image."""
+        return self._lookout.call(lambda: self._worker.call_alone(self._reset).result())
 
     def save(self, path: str) -> Future[Saved]:
         """Write the map to a folder inside the configured one, before the waiting keyframes are worked on."""
@@ -134,7 +149,7 @@ class Mapper:
 
     def load(self, path: str) -> Future[Loaded]:
         """Go on in a map from a folder inside the configured one; what was mapped, counted and waits is forgotten."""
-        return self._lookout.call(lambda: self._worker.call(lambda: self._load(path)).result())
+        return self._lookout.call(lambda: self._worker.call_alone(lambda: self._load(path)).result())
 
     def resume(self) -> None:
         """Go on in the map that the node saved by itself, if ``resume`` says so."""
@@ -157,7 +172,7 @@ class Mapper:
         stopped = all([self._worker.stop(_QUICK_S), self._lookout.stop(_QUICK_S)])
         self._keeper.ended()
         if stopped:
-            del self._reconstructor, self._keeper
+            del self._reconstructor, self._keeper, self._rig, self._limit
             release_memory()
         return stopped
 
@@ -211,7 +226,20 @@ class Mapper:
             self._said_at = time.monotonic()
             log.warning("image skipped: %s%s", kind, error)
 
-    # In the worker's thread.
+    # In the worker's threads: in the first one.
+
+    def _pair(self, frame: Frame) -> _Paired | None:
+        known = self.frames.camera_in_reference(frame.camera_frame, frame.stamp_ns, self.config.transform_timeout)
+        if known is None and self._reconstructor.keyframes < 2:  # the map cannot begin anywhere
+            self.statistics.dropped(Drop.NO_TRANSFORM)
+            self._anew.add(frame.camera)
+            return None
+        image = frame.image if frame.lens is None else frame.lens.undistorted(frame.image)
+        intrinsics = frame.lens.intrinsics if frame.lens is not None else None
+        keyframe = self._limit.within(lambda: self._reconstructor.pair(image, frame.stamp_ns, frame.camera, intrinsics))
+        return _Paired(keyframe, known)
+
+    # In the second one.
 
     def _reset(self) -> None:
         self._reconstructor.reset()
@@ -233,7 +261,7 @@ class Mapper:
         self._landmarks.clear()
         self._poses.reset()
         self._unplaced.clear()
-        self._window = self.config.reconstructor.window
+        self._limit = self._new_limit()
         with self._counting:
             self._lookout.clear()
             self._worker.clear()
@@ -241,15 +269,19 @@ class Mapper:
             self.map_points, self.failure = 0, ""
         release_memory()
 
-    def _reconstruct(self, frame: Frame) -> None:
-        known = self.frames.camera_in_reference(frame.camera_frame, frame.stamp_ns, self.config.transform_timeout)
-        if known is None and self._reconstructor.keyframes < 2:  # the map cannot begin anywhere
-            self.statistics.dropped(Drop.NO_TRANSFORM)
-            self._anew.add(frame.camera)
-            return
-        update = self._within_memory(frame, self._undistorted(frame))
+    def _new_limit(self) -> WindowLimit:
+        return WindowLimit(self.config.reconstructor.window, self._reconstructor.limit_window)
+
+    def _reconstruct(self, frame: Frame, paired: _Paired) -> None:
+        known = paired.camera_in_reference
+        update = self._limit.within(lambda: self._reconstructor.place(paired.keyframe))
         self.failure = ""
         self._feed_scale(frame, known)
+        if update.view.registered:
+            self._newest_ns = frame.stamp_ns
+            self._keeper.changed()
+        else:
+            self._unplaced[frame.camera] = time.monotonic()
         try:
             resized = update.view.registered and self._publish(frame, update, known)
             latency_s = time.monotonic() - frame.arrived
@@ -257,10 +289,7 @@ class Mapper:
             update = self._reconstructor.fuse(update)
             self.map_points = len(self._reconstructor.map)
         if update.view.registered:
-            self._newest_ns = frame.stamp_ns
-            self._keeper.changed()
-        else:
-            self._unplaced[frame.camera] = time.monotonic()
+            self._outputs.revised()
         if resized:  # all of the map at once, whatever its period
             self._outputs.latest(frame.stamp_ns, self._reconstructor, 0.0)
         self.statistics.finished(update, latency_s)
@@ -304,24 +333,6 @@ class Mapper:
         self._poses.keyframe(frame, pose, camera_in_reference)
         self._outputs.keyframe(update, frame.camera_frame, self.config.reconstructor.map)
         return resized
-
-    def _undistorted(self, frame: Frame) -> ByteImage:
-        return frame.image if frame.lens is None else frame.lens.undistorted(frame.image)
-
-    def _within_memory(self, frame: Frame, image: ByteImage) -> Update:
-        """Reconstruct with as much of the window as the device has memory for."""
-        intrinsics = frame.lens.intrinsics if frame.lens is not None else None
-        while True:
-            try:
-                paired = self._reconstructor.pair(image, frame.stamp_ns, frame.camera, intrinsics)
-                return self._reconstructor.place(paired)
-            except DeviceMemoryError as error:
-                if self._window == 1:
-                    raise
-                self._window //= 2
-                log.warning("%s: keyframes are paired with %d older ones from now on", error, self._window)
-                self._reconstructor.limit_window(self._window)
-                release_memory()
 
     def _on_published(self, done: Future[None]) -> None:
         if not done.cancelled() and (error := done.exception()) is not None and self._outputs.alive:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -9,7 +12,7 @@ from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.data import PairPrediction, PairState
 from dust3r_ros.options import make_config
 from dust3r_ros.pipeline import Reconstructor
-from dust3r_ros.predictor import ImageSize
+from dust3r_ros.predictor import ImageSize, SharedPredictor
 from dust3r_ros.training.sequences import walk_through_room
 from dust3r_ros.training.truth import TruePredictor
 
@@ -72,7 +75,7 @@ def test_the_map_is_the_same_as_without_overlap(walk, broken):
 
 def test_only_what_is_missing_is_predicted_when_the_window_turns_out_to_be_another(walk):
     reconstructor = ahead(walk, {6}, by=1)
-    asked = reconstructor.revisits.predictor.asked
+    asked = reconstructor.revisits.predictor._predictor.asked
     pairs = {frame: [pair for call in asked for pair in call if max(pair) == frame] for frame in range(11)}
     assert sorted(pairs[7]) == sorted((a, b) for old in (3, 4, 5, 6) for a, b in ((old, 7), (7, old)))
     assert [len(pairs[frame]) for frame in (9, 10)] == [6, 6]
@@ -90,3 +93,35 @@ def test_a_keyframe_whose_placing_fails_is_no_ones_neighbour(walk, monkeypatch):
             reconstructor.place(lost)
     after = reconstructor.pair(frames[5].image, frames[5].stamp_ns)
     assert {edge.i for edge in after.edges} == {1, 2, 3, after.new.index}
+
+
+class Busy(TruePredictor):
+    """Fails when it is asked by two threads at once."""
+
+    at_work = 0
+
+    def _alone(self, answer):
+        self.at_work += 1
+        time.sleep(0.002)
+        assert self.at_work == 1
+        self.at_work -= 1
+        return answer
+
+    def encode(self, image, camera, intrinsics=None):
+        return self._alone("tokens")
+
+    def describe(self, encoded):
+        return self._alone(np.ones(3))
+
+    def predict(self, pairs):
+        return self._alone([])
+
+
+def test_several_threads_use_a_predictor_one_at_a_time(walk):
+    shared = SharedPredictor(Busy(walk, image_size=ImageSize(112)))
+    assert (shared.image_size, shared.info.name) == (ImageSize(112), "truth")
+    calls = [lambda: shared.encode(None, "camera"), lambda: shared.predict([]), lambda: shared.probe([]),
+             lambda: shared.describe("tokens")] * 5  # fmt: skip
+    with ThreadPoolExecutor(4) as pool:
+        answers = [future.result() for future in [pool.submit(call) for call in calls]]
+    assert answers[:3] == ["tokens", [], []]

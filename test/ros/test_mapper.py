@@ -185,7 +185,7 @@ def test_whoever_takes_speeds_is_told_of_each_jump_of_the_map(session, monkeypat
     before = len(jumps)
     changes = {0: Similarity.identity()}
     monkeypatch.setattr(session.mapper.reconstructor, "close_loops", lambda: changes)
-    session.mapper._reconstruct(session.frame(FRAMES - 1))
+    session.offer(FRAMES - 1)
     assert len(jumps) > before
     session.mapper.reset().result(PATIENCE_S)
     assert len(jumps) > before + 1
