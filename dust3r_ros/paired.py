@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dust3r_ros.data import Edge, Intrinsics
+from dust3r_ros.data import ByteImage, Edge, Intrinsics, Keyframe, PreparedImage
 from dust3r_ros.encoded import EncodedKeyframe
-from dust3r_ros.predictor import PairPredictor
+from dust3r_ros.images import prepare
+from dust3r_ros.predictor import ImageSize, PairPredictor
 from dust3r_ros.stopwatch import Stopwatch
+
+Described = Callable[[EncodedKeyframe], EncodedKeyframe]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,3 +98,49 @@ def predict_edges(
     predictions = predictor.predict([(a.encoded, b.encoded) for a, b in missing]) if missing else []
     edges.update(((a.index, b.index), Edge(a.index, b.index, p)) for (a, b), p in zip(missing, predictions))
     return tuple(edges[a.index, b.index] for a, b in ordered)
+
+
+class Pairing:
+    """Makes keyframes of images, in one thread; ``window`` may be changed by another.
+
+    ``cameras`` are the intrinsics that a recalled map knew of its cameras, for prepared images.
+    """
+
+    def __init__(self, predictor: PairPredictor[Any], image_size: ImageSize, limit: int) -> None:
+        """At most ``limit`` keyframes are in the window."""
+        self.window = KeyframeWindow(limit)
+        self.next_index = 0
+        self.cameras: Mapping[str, Intrinsics] = {}
+        self._predictor = predictor
+        self._image_size = image_size
+
+    def pair(self, image: ByteImage, stamp_ns: int, camera: str, intrinsics: Intrinsics | None, use: str,
+             described: Described) -> PairedKeyframe:  # fmt: skip
+        """Encode an image (H, W, 3), and pair it with the window.
+
+        ``intrinsics`` are for the image, ``use`` says what for (the option ``intrinsics``); ``described`` adds by what
+        the keyframe is found again.
+        """
+        watch = Stopwatch()
+        prepared = prepare(image, self._image_size)
+        known, guess = self._known(prepared, camera, intrinsics if use == "given" else None), None
+        if known is None and intrinsics is not None and use == "guess":
+            guess = prepared.transform.to_network(intrinsics)
+            self._predictor.guess(camera, guess)
+        keyframe = Keyframe(self.next_index, stamp_ns, camera, prepared)
+        self.next_index += 1
+        with watch.stage("encode"):
+            encoded = self._predictor.encode(prepared, camera, known)
+            new = described(EncodedKeyframe(keyframe, encoded, known))
+        with watch.stage("decode"):
+            edges = predict_edges(new, self.window.newest(), self._predictor)
+        self.window.comes(new)
+        return PairedKeyframe(new, edges, guess, watch)
+
+    def _known(self, prepared: PreparedImage, camera: str, given: Intrinsics | None) -> Intrinsics | None:
+        """What is known of an image's camera beforehand: what is given, or what a recalled map knew of it."""
+        if given is not None:
+            return prepared.transform.to_network(given)
+        remembered = self.cameras.get(camera)
+        same = remembered is not None and (remembered.width, remembered.height) == (prepared.width, prepared.height)
+        return remembered if same else None

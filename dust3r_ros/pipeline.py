@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,27 +13,16 @@ from dust3r_ros.alignment import AlignmentUpdate, IncrementalAligner
 from dust3r_ros.alignment.places import Anchor
 from dust3r_ros.alignment.scale import RECENT, MetricReference, MetricScale
 from dust3r_ros.config import ReconstructorConfig
-from dust3r_ros.data import (
-    ByteImage,
-    Edge,
-    FloatArray,
-    Intrinsics,
-    Keyframe,
-    PreparedImage,
-    Update,
-    ViewEstimate,
-)
-from dust3r_ros.data import (
-    SourceImage as SourceImage,
-)
+from dust3r_ros.data import ByteImage, Edge, FloatArray, Intrinsics, Update, ViewEstimate
+from dust3r_ros.data import SourceImage as SourceImage
 from dust3r_ros.encoded import EncodedKeyframe
-from dust3r_ros.errors import DeviceMemoryError, RecordingError
+from dust3r_ros.errors import RecordingError
 from dust3r_ros.geometry import Similarity
-from dust3r_ros.images import prepare
 from dust3r_ros.keyframes import KeyframeDecision, KeyframeSelector
 from dust3r_ros.mapping.fuse import FusedMap
-from dust3r_ros.memory import MapMemory, Placed
-from dust3r_ros.paired import KeyframeWindow, PairedKeyframe, predict_edges
+from dust3r_ros.memory import MapMemory
+from dust3r_ros.paired import PairedKeyframe, Pairing, predict_edges
+from dust3r_ros.placed import PlacedKeyframes
 from dust3r_ros.predictor import PairPredictor, PredictorInfo, SharedPredictor
 from dust3r_ros.predictors import load_predictor as load_predictor
 from dust3r_ros.predictors import predictor_image_size as predictor_image_size
@@ -65,17 +52,16 @@ class Reconstructor:
         """Forget the map, the path, every keyframe and what was learnt of the cameras; the model stays loaded."""
         self._predictor.forget()
         self._selectors: dict[str, KeyframeSelector] = {}
-        self._offered = 0
         self._metres = MetricReference()
-        self._window = KeyframeWindow(self.config.window)
+        self._pairing = Pairing(self._predictor, self._image_size, self.config.window)
         self._begin()
 
     def _begin(self) -> None:
         self.map = FusedMap(self.config.map)
         self._aligner = IncrementalAligner(self.config.alignment, self.config.window)
-        self._placed: dict[int, Placed] = {}
+        self._placed = PlacedKeyframes()
         self.revisits = Revisits(self.config.loops, self.config.alignment, self._predictor)
-        self._cameras: dict[str, Intrinsics] = {}  # of a map that was recalled, for its prepared images
+        self._pairing.cameras = {}
         self._unsearched: EncodedKeyframe | None = None
         self._lost = 0
 
@@ -108,7 +94,7 @@ class Reconstructor:
 
     def limit_window(self, keyframes: int) -> None:
         """Pair new keyframes with at most so many older ones until the next reset, where memory is short."""
-        self._window.shorten(keyframes)
+        self._pairing.window.shorten(keyframes)
 
     def select(
         self, image: ByteImage, stamp_ns: int, camera: str = "camera", *, anew: bool = False
@@ -140,21 +126,7 @@ class Reconstructor:
 
         Every keyframe is to be given to ``place`` next, in order, or to be forgotten by ``reset``.
         """
-        watch = Stopwatch()
-        prepared = prepare(image, self._image_size)
-        known, guess = self.known_intrinsics(prepared, camera, intrinsics), None
-        if known is None and intrinsics is not None and self.config.intrinsics == "guess":
-            guess = prepared.transform.to_network(intrinsics)
-            self._predictor.guess(camera, guess)
-        keyframe = Keyframe(self._offered, stamp_ns, camera, prepared)
-        self._offered += 1
-        with watch.stage("encode"):
-            encoded = self._predictor.encode(prepared, camera, known)
-            new = self.revisits.described(EncodedKeyframe(keyframe, encoded, known))
-        with watch.stage("decode"):
-            edges = predict_edges(new, self._window.newest(), self._predictor)
-        self._window.comes(new)
-        return PairedKeyframe(new, edges, guess, watch)
+        return self._pairing.pair(image, stamp_ns, camera, intrinsics, self.config.intrinsics, self.revisits.described)
 
     def place(self, paired: PairedKeyframe) -> Update:
         """Align a keyframe with the window; its points are left to ``fuse``.
@@ -168,15 +140,16 @@ class Reconstructor:
         new, watch = paired.new, paired.watch
         try:
             with watch.stage("decode"):
-                edges = predict_edges(new, self._window.placed(), self._predictor, paired.edges)
+                edges = predict_edges(new, self._pairing.window.placed(), self._predictor, paired.edges)
             with watch.stage("align"):
                 if paired.guess is not None:
                     self._aligner.guess(new.keyframe.camera, paired.guess)
                 aligned = self._place(new, edges)
                 self._remember(new, aligned)
         finally:
-            self._window.leave_out(new)
-        scale, prepared = self._measure_scale(), new.keyframe.image
+            self._pairing.window.leave_out(new)
+        self._metres.update(self._placed.recent_paths(RECENT))
+        scale, prepared = self.metric_scale, new.keyframe.image
         return Update(
             keyframe=new.keyframe,
             view=aligned.view,
@@ -217,20 +190,13 @@ class Reconstructor:
         """Look for old keyframes that see what the last one sees, and close the loops that are confirmed.
 
         Returns how the world changed around each keyframe; empty when nothing was closed. Costs a few pairs when there
-        are candidates, and a solve over all keyframes when a loop was confirmed. Where the device has no memory for
-        those pairs, there is no loop.
+        are candidates, and a solve over all keyframes when a loop was confirmed.
         """
         new, self._unsearched = self._unsearched, None
         if new is not None:
-            try:
-                self.revisits.search(new, self._aligner)
-            except DeviceMemoryError as error:
-                log.warning("%s: no loop was looked for at keyframe %d", error, new.index)
+            self.revisits.search(new, self._aligner)
         changes = self.revisits.close(self._aligner)
-        for index, change in changes.items():
-            placed = self._placed[index]
-            pose = change.apply_to_pose(placed.camera_to_world)
-            self._placed[index] = replace(placed, camera_to_world=pose)
+        self._placed.follow(changes)
         self.map.follow(changes)
         return changes
 
@@ -258,22 +224,11 @@ class Reconstructor:
 
     def trajectory(self) -> list[tuple[int, FloatArray]]:
         """(stamp_ns, camera_to_world (4, 4)) of every registered keyframe, newest estimates, in order."""
-        return [(placed.stamp_ns, placed.camera_to_world) for _, placed in sorted(self._placed.items())]
+        return self._placed.trajectory()
 
     def pose(self, index: int) -> FloatArray | None:
         """The newest camera_to_world (4, 4) of a keyframe by its index; None when it has no place in the map."""
-        placed = self._placed.get(index)
-        return placed.camera_to_world if placed is not None else None
-
-    def known_intrinsics(
-        self, prepared: PreparedImage, camera: str, intrinsics: Intrinsics | None
-    ) -> Intrinsics | None:  # fmt: skip
-        """What is known of an image's camera beforehand: what is given, or what a recalled map knew of it."""
-        if intrinsics is not None and self.config.intrinsics == "given":
-            return prepared.transform.to_network(intrinsics)
-        remembered = self._cameras.get(camera)
-        same = remembered is not None and (remembered.width, remembered.height) == (prepared.width, prepared.height)
-        return remembered if same else None
+        return self._placed.pose(index)
 
     def alike(self, encoded: Any, count: int) -> list[tuple[EncodedKeyframe, Anchor]]:
         """The keyframes that look most like an encoded image, and how they lie in the map now."""
@@ -283,12 +238,9 @@ class Reconstructor:
     def memory(self) -> MapMemory:
         """The whole map, for ``recall`` in another session."""
         self.settle()
-        voxels, points = self.map.state()
-        relations, loops = self.revisits.graph()
-        return MapMemory(
-            self.info.name, self._offered, dict(sorted(self._placed.items())), self.revisits.places(self._aligner),
-            relations, loops, voxels, points, self.metric_scale,
-        )  # fmt: skip
+        places, graph, state = self.revisits.places(self._aligner), self.revisits.graph(), self.map.state()
+        index = self._pairing.next_index
+        return MapMemory(self.info.name, index, self._placed.all(), places, *graph, *state, self.metric_scale)
 
     def recall(self, memory: MapMemory) -> None:
         """Forget everything, and go on in a map that is known: the next keyframe is looked for in it.
@@ -298,8 +250,6 @@ class Reconstructor:
         """
         if memory.predictor != self.info.name:
             raise RecordingError(f"the map was made by {memory.predictor}: {self.info.name} cannot find its places")
-        if len(memory.places) < 2 or not self.config.loops.enabled:
-            raise RecordingError("the map has no places to be found in: both sessions need loops.enabled")
         fused = FusedMap(self.config.map)
         fused.restore(memory.voxels, memory.points, memory.next_index - 1)
         revisits = Revisits(self.config.loops, self.config.alignment, self._predictor)
@@ -309,31 +259,21 @@ class Reconstructor:
         aligner.resume({newest.index: newest.anchor})
         self.reset()  # only now that nothing can fail any more
         self.map, self.revisits, self._aligner = fused, revisits, aligner
-        self._offered = memory.next_index
-        self._placed = dict(memory.placed)
+        self._pairing.next_index = memory.next_index
+        self._placed = PlacedKeyframes(memory.placed)
         self._metres = MetricReference(memory.scale)
-        self._cameras = {place.image.camera: place.anchor.intrinsics for place in memory.places}
+        self._pairing.cameras = {place.image.camera: place.anchor.intrinsics for place in memory.places}
 
     def _place(self, new: EncodedKeyframe, edges: Sequence[Edge]) -> AlignmentUpdate:
         """Align with the window; else with old keyframes; else, while nothing is mapped yet, begin anew."""
         aligned = self._align(new, edges)
-        if aligned.view.registered:
-            return aligned
-        found = self.revisits.reunite(new, self._aligner)
-        if found is None:
-            return self._lose(new) or aligned
-        self._window.go_on_at(found.keyframes[::-1])  # the least alike go first
-        return found.aligned
+        if not aligned.view.registered and (found := self.revisits.reunite(new, self._aligner)) is not None:
+            self._pairing.window.go_on_at(found.keyframes[::-1])  # the least alike go first
+            return found.aligned
+        return aligned if aligned.view.registered else self._lose(new) or aligned
 
     def _align(self, new: EncodedKeyframe, edges: Sequence[Edge]) -> AlignmentUpdate:
         return self._aligner.add(new.index, edges, camera=new.keyframe.camera, size=new.size, intrinsics=new.intrinsics)
-
-    def _measure_scale(self) -> MetricScale | None:
-        paths: dict[str, list[tuple[int, FloatArray]]] = defaultdict(list)
-        for placed in reversed(list(islice(reversed(self._placed.values()), RECENT))):
-            paths[placed.camera].append((placed.stamp_ns, placed.camera_to_world))
-        self._metres.update(paths)
-        return self.metric_scale
 
     def _lose(self, new: EncodedKeyframe) -> AlignmentUpdate | None:
         """Note that a keyframe found no place; where a single one is mapped, begin the map anew instead."""
@@ -342,10 +282,10 @@ class Reconstructor:
             "keyframe %d shares nothing with the map (%d in a row): moved too far since the last one, or a plain view; "
             "the map goes on where the camera sees it again", new.index, self._lost,
         )  # fmt: skip
-        if [placed.camera for placed in self._placed.values()] != [new.keyframe.camera]:
+        if self._placed.cameras() != [new.keyframe.camera]:
             return None  # another camera's first keyframe may be as good as this one
         log.warning("starting the map anew from this keyframe")
-        self._window.go_on_at(())
+        self._pairing.window.go_on_at(())
         self._begin()
         return self._align(new, [])
 
@@ -353,9 +293,8 @@ class Reconstructor:
         if not aligned.view.registered:
             return
         self._lost = 0
-        self._window.place(new)
-        self._placed[new.index] = Placed(new.keyframe.stamp_ns, new.keyframe.camera, aligned.view.camera_to_world)
-        for index, view in aligned.moved.items():
-            self._placed[index] = replace(self._placed[index], camera_to_world=view.camera_to_world)
+        self._pairing.window.place(new)
+        self._placed.add(new.keyframe, aligned.view)
+        self._placed.move(aligned.moved)
         self.revisits.remember(new, aligned, self._aligner)
         self._unsearched = new

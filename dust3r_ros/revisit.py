@@ -18,7 +18,7 @@ from dust3r_ros.alignment.pose_graph import GraphEdge, Similarities, solve_pose_
 from dust3r_ros.config import AlignmentConfig, LoopConfig
 from dust3r_ros.data import ByteImage, Edge, FloatArray, Keyframe, PreparedImage
 from dust3r_ros.encoded import EncodedKeyframe
-from dust3r_ros.errors import DeviceMemoryError
+from dust3r_ros.errors import DeviceMemoryError, RecordingError
 from dust3r_ros.geometry import Similarity
 from dust3r_ros.images import from_jpeg, to_jpeg
 from dust3r_ros.memory import KeptImage, Place
@@ -89,7 +89,12 @@ class Revisits:
         return tuple(self._relations.values()), tuple(self._loops)
 
     def restore(self, places: Sequence[Place], relations: Sequence[GraphEdge], loops: Sequence[Loop]) -> None:
-        """Remember what another session's ``places`` and ``graph`` said; nothing may be remembered yet."""
+        """Remember what another session's ``places`` and ``graph`` said; nothing may be remembered yet.
+
+        Raises RecordingError where no keyframe can be found.
+        """
+        if len(places) < 2 or not self.config.enabled:
+            raise RecordingError("the map has no places to be found in: both sessions need loops.enabled")
         for place in places:
             v = place.index
             self._index.add(v, place.descriptor.astype(np.float32))
@@ -126,7 +131,16 @@ class Revisits:
         self._unit[index] = 1.0
 
     def search(self, new: EncodedKeyframe, aligner: IncrementalAligner) -> None:
-        """Look for an old keyframe that sees what a new one sees; the first that passes waits for ``close``."""
+        """Look for an old keyframe that sees what a new one sees; the first that passes waits for ``close``.
+
+        Where the device has no memory for the pairs, there is none.
+        """
+        try:
+            self._search(new, aligner)
+        except DeviceMemoryError as error:
+            log.warning("%s: no loop was looked for at keyframe %d", error, new.index)
+
+    def _search(self, new: EncodedKeyframe, aligner: IncrementalAligner) -> None:
         index = new.index
         if index not in self._kept or index not in aligner.held or index < self._paused_until:
             return

@@ -14,22 +14,18 @@ from typing import TypeVar
 
 from dust3r_ros.config import NodeConfig
 from dust3r_ros.data import FloatArray, Update
-from dust3r_ros.errors import RosError
-from dust3r_ros.keyframes import KeyframeReason
 from dust3r_ros.landmarks import Landmarks
 from dust3r_ros.paired import PairedKeyframe
 from dust3r_ros.pipeline import Reconstructor
-from dust3r_ros.ros.calibration import CalibrationMissingError
 from dust3r_ros.ros.cameras import Frame, Shot
 from dust3r_ros.ros.frames import MapFrames
+from dust3r_ros.ros.lookout import Lookout
 from dust3r_ros.ros.memory import HeapLimit, WindowLimit, release_memory
 from dust3r_ros.ros.pose_stream import PoseStream
 from dust3r_ros.ros.publishers import Publishers
-from dust3r_ros.ros.rigs import CameraRig
 from dust3r_ros.ros.saving import Loaded, MapKeeper, Saved
 from dust3r_ros.ros.stages import Stages
-from dust3r_ros.ros.statistics import Drop, Statistics, drop_of
-from dust3r_ros.ros.worker import Worker
+from dust3r_ros.ros.statistics import Drop, Statistics
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +33,6 @@ Answer = TypeVar("Answer")
 
 _QUICK_S = 0.5
 _NICE = 5  # of the worker: poses at camera rate come before the next keyframe where both share a processor
-_RETRY_S = 1.0  # between two keyframes of a camera that is lost
-_SAY_S = 5.0  # between two messages about images that cannot be used
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,21 +61,19 @@ class Mapper:
         self.failure = ""  # what the last keyframe failed with, empty when it did not
         self._outputs = outputs
         self._changed = changed
-        self._unplaced: dict[str, float] = {}  # when a camera's last keyframe was not placed, time.monotonic()
         self._reconstructor = Reconstructor(config.reconstructor)
         self._keeper = MapKeeper(self._reconstructor, frames.map, config.map_folder, name)
         self._limit = self._new_limit()
         self._newest_ns = 0
-        self._said_at = -_SAY_S
-        self._anew: set[str] = set()  # cameras whose next image is to be a keyframe
         self._heap = HeapLimit()
-        self._rig = CameraRig(frames.baseline_m, self._reconstructor.add_baseline)
         self._landmarks = Landmarks()
         self._poses = PoseStream(config, frames, outputs, statistics.tracking, self._landmarks, self._on_lost)
         self._counting = threading.Lock()  # an image is counted and queued at once, or a reset clears both
-        self._lookout: Worker[Shot] = Worker(self._look, config.image_history, self._on_unusable)
         self._worker: Stages[Frame, _Paired] = Stages(
             self._pair, self._reconstruct, config.queue_size, self._on_failed, nice=_NICE
+        )
+        self._lookout = Lookout(
+            self._reconstructor, frames, self._poses, self._worker, statistics, config.image_history
         )
         self._lookout.start()
         self._worker.start()
@@ -115,7 +107,7 @@ class Mapper:
 
     def take_next(self, cameras: list[str]) -> None:
         """Make the next image of each camera a keyframe, if there is anything to be seen in it."""
-        self._anew.update(cameras)
+        self._lookout.take_next(cameras)
 
     def reconfigure(self, config: NodeConfig) -> None:
         """Take over the live options."""
@@ -172,59 +164,14 @@ class Mapper:
         stopped = all([self._worker.stop(_QUICK_S), self._lookout.stop(_QUICK_S)])
         self._keeper.ended()
         if stopped:
-            del self._reconstructor, self._keeper, self._rig, self._limit
+            del self._reconstructor, self._keeper, self._lookout, self._limit
             release_memory()
         return stopped
-
-    # In the lookout's thread.
-
-    def _look(self, shot: Shot) -> None:
-        frame = shot.read()
-        anew = frame.camera in self._anew or self._tries_again(frame.camera)
-        decision = self._reconstructor.select(frame.image, frame.stamp_ns, frame.camera, anew=anew)
-        self._rig.meet(frame)
-        wanted = decision.reason is KeyframeReason.NEAR and self._rig.wants(frame)
-        taken = decision.take or wanted
-        if not taken:
-            self.statistics.dropped(drop_of(decision.reason))
-        companions = self._take(frame) if taken else []
-        self._poses.look(frame, taken=taken)  # last: a keyframe does not wait for it
-        for late in companions:
-            self._poses.take(late)
-        for mate in [frame, *companions] if wanted else companions:  # which their own selection did not take
-            self._reconstructor.taken(mate.image, mate.camera)
 
     def _on_lost(self, camera: str) -> None:
         """A camera is not tracked for long: alignment may place a keyframe, unless it has enough to do."""
         if self.queue_length == 0:
-            self._anew.add(camera)
-
-    def _tries_again(self, camera: str) -> bool:
-        """Whether a camera that the map does not know where it is may be found by another image."""
-        failed_at = self._unplaced.get(camera)
-        if failed_at is None or time.monotonic() - failed_at < _RETRY_S:
-            return False
-        del self._unplaced[camera]
-        return True
-
-    def _take(self, frame: Frame) -> list[Frame]:
-        """Queue a keyframe, and those that belong to it, which are returned."""
-        self._anew.discard(frame.camera)
-        companions = self._rig.taken(frame)
-        self.statistics.dropped(Drop.NOT_NEEDED, -len(companions))
-        for taken in (frame, *companions):
-            if (gone := self._worker.offer(taken)) is not None:
-                self.statistics.dropped(Drop.QUEUE_FULL)
-                self._poses.forget(gone)
-        return companions
-
-    def _on_unusable(self, shot: Shot, error: Exception) -> None:
-        waits = isinstance(error, CalibrationMissingError)
-        self.statistics.dropped(Drop.NO_CALIBRATION if waits else Drop.INVALID)
-        kind = "" if isinstance(error, RosError) else f"{type(error).__name__}: "
-        if time.monotonic() - self._said_at >= _SAY_S:
-            self._said_at = time.monotonic()
-            log.warning("image skipped: %s%s", kind, error)
+            self.take_next([camera])
 
     # In the worker's threads: in the first one.
 
@@ -232,7 +179,7 @@ class Mapper:
         known = self.frames.camera_in_reference(frame.camera_frame, frame.stamp_ns, self.config.transform_timeout)
         if known is None and self._reconstructor.keyframes < 2:  # the map cannot begin anywhere
             self.statistics.dropped(Drop.NO_TRANSFORM)
-            self._anew.add(frame.camera)
+            self.take_next([frame.camera])
             return None
         image = frame.image if frame.lens is None else frame.lens.undistorted(frame.image)
         intrinsics = frame.lens.intrinsics if frame.lens is not None else None
@@ -257,10 +204,8 @@ class Mapper:
 
     def _forget(self) -> None:
         """Nothing of the images before is left, but the model and the map."""
-        self._rig = CameraRig(self.frames.baseline_m, self._reconstructor.add_baseline)
         self._landmarks.clear()
-        self._poses.reset()
-        self._unplaced.clear()
+        self._lookout.forget()
         self._limit = self._new_limit()
         with self._counting:
             self._lookout.clear()
@@ -281,7 +226,7 @@ class Mapper:
             self._newest_ns = frame.stamp_ns
             self._keeper.changed()
         else:
-            self._unplaced[frame.camera] = time.monotonic()
+            self._lookout.not_placed(frame.camera)
         try:
             resized = update.view.registered and self._publish(frame, update, known)
             latency_s = time.monotonic() - frame.arrived

@@ -29,7 +29,7 @@ LEVELS = [
         "encoded",
     },
     {"memory"},
-    {"revisit", "landmarks", "predictors", "stopwatch"},
+    {"revisit", "landmarks", "predictors", "stopwatch", "placed"},
     {"tracking", "paired"},
     {"pipeline"},
     {"batch"},

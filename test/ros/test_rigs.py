@@ -87,7 +87,7 @@ class Lookout:
 
     def look(self, camera: str, number: int, shown: np.ndarray) -> None:
         taken = Frame(camera, f"{camera}_frame", shown, number * 33 * MS, None, time.monotonic())
-        self.mapper._look(Shot(taken.stamp_ns, lambda: taken))
+        self.mapper._lookout.look(Shot(taken.stamp_ns, lambda: taken))
 
     def walk(self, images: int) -> dict[str, list[int]]:
         for number in range(images):
