@@ -170,7 +170,7 @@ class Window:
         for v in leaving:
             view = self.views[v]
             track = self.focals[view.camera]
-            view.frozen_focal = track.log_focal
+            view.frozen_focal, view.dense = track.log_focal, None
             if fit is not None and view.known is None:
                 k = fit.views.index(v)
                 lens, s = fit.problem.lenses[k], fit.problem.sightings[k]

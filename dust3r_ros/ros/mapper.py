@@ -274,8 +274,8 @@ class Mapper:
         resized = self.frames.map.measured(self._reconstructor.metric_scale)
         if begins or resized:
             self._outputs.jumped()
-        self._landmarks.take(update)
         self._poses.keyframe(frame, pose, camera_in_reference)
+        self._landmarks.take(update)
         self._outputs.keyframe(update, frame.camera_frame, self.config.reconstructor.map)
         return resized
 
