@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 
 from dust3r_ros.alignment.depth import FARTHEST, FusedDepth, OwnMap, SeenMap, fuse_depth, load_map
-from dust3r_ros.alignment.linearise import Errors, chi2
 from dust3r_ros.alignment.model import Noise, Problem, State
 from dust3r_ros.alignment.observations import Size, confidence_floor
+from dust3r_ros.alignment.sight import Errors, chi2
 from dust3r_ros.alignment.solve import ViewErrors, view_errors
 from dust3r_ros.data import Edge, FloatArray, Intrinsics, PairState, ViewEstimate
 from dust3r_ros.geometry import Similarity, make_pose
