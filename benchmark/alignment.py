@@ -141,6 +141,7 @@ def run_incremental(case: Mapping[str, FloatArray]) -> Figures:
             new = [e for e in edges if max(e.i, e.j) == k and abs(e.i - e.j) <= WINDOW]
             update = aligner.add(k, new, camera="camera", size=case["depth"].shape[1:])
             found.update({k: update.view, **update.moved})
+        found.update(aligner.settle())
     return measure(case, [found[k] for k in range(views)], watch)
 
 

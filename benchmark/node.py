@@ -6,13 +6,15 @@
 Two runs of the node in a process of its own, the recording (a rendered room when none is given) played by another.
 Live: at its own rate, keyframes as the node chooses them; how long after an image arrived here its transform (of every
 image that has a pose) and its cloud (of every keyframe) arrived here, and the image callback's own figure. In a hurry:
-every image a keyframe, played several times as fast, everything queued; keyframes a second between the first and the
-last cloud. Stages are medians of the status.
+every image a keyframe, played several times as fast, everything queued; keyframes a second, and the node's processor
+time for each, between the first and the last cloud. Stages are medians of the status: two threads work on them side
+by side, encode and decode in one, align and fuse in the other; their shares are of the sum.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +29,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 
-from dust3r_ros.errors import Dust3rError
+from dust3r_ros.errors import Dust3rError, RosError
 from dust3r_ros.evaluation.report import markdown_table
 from dust3r_ros.mapping.export import write_json
 from dust3r_ros.msg import Status
@@ -54,6 +56,8 @@ class Judge:
     transforms: dict[int, float] = field(default_factory=dict)
     clouds: dict[int, float] = field(default_factory=dict)
     stages: dict[int, list[float]] = field(default_factory=dict)  # by keyframes so far
+    worked_s: list[float] = field(default_factory=list)  # the node's processor time at each cloud
+    process_id: int = 0  # the node's
     callback_ms: float = 0.0
     memory_mb: float = 0.0
     status: Status | None = None
@@ -63,7 +67,7 @@ class Judge:
         kind = CompressedImage if self.compressed else Image
         listen = self.node.create_subscription
         listen(kind, self.topic, lambda m: self._arrived(self.images, m), image_qos("reliable", 200))
-        listen(PointCloud2, "/dust3r/points", lambda m: self._arrived(self.clouds, m), reliable(100))
+        listen(PointCloud2, "/dust3r/points", self._on_cloud, reliable(100))
         listen(TFMessage, "/tf", self._on_tf, reliable(100))
         listen(Status, "/dust3r/status", self._on_status, latched())
         listen(DiagnosticArray, "/diagnostics", self._on_diagnostics, reliable(10))
@@ -71,6 +75,10 @@ class Judge:
     @staticmethod
     def _arrived(seen: dict[int, float], message: Any) -> None:
         seen.setdefault(stamp_ns_of(message.header), time.monotonic())
+
+    def _on_cloud(self, message: PointCloud2) -> None:
+        self._arrived(self.clouds, message)
+        self.worked_s.append(processor_seconds(self.process_id))
 
     def _on_tf(self, message: TFMessage) -> None:
         for sent in message.transforms:
@@ -96,11 +104,13 @@ class Judge:
     def figures(self) -> dict[str, float]:
         """Of the run so far; keyframes a second are those between the first and the last cloud."""
         times = sorted(self.clouds.values())
+        between = max(len(times) - 1, 1)
         found = {
             "images": float(len(self.images)),
             "transforms": float(len(self.transforms)),
             "keyframes": float(len(times)),
-            "keyframes a second": (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0,
+            "keyframes a second": between / (times[-1] - times[0]) if len(times) > 1 else 0.0,
+            "CPU ms a keyframe": 1e3 * (self.worked_s[-1] - self.worked_s[0]) / between if times else 0.0,
             "image callback p99, ms": self.callback_ms,
             "process memory, MB": self.memory_mb,
         }
@@ -109,8 +119,20 @@ class Judge:
             for percent in (50, 99):
                 found[f"image to {name} p{percent}, ms"] = float(np.percentile(delays, percent)) if delays else 0.0
         settled = [self.stages[k] for k in self.stages if k > 3] or list(self.stages.values())
-        found.update(zip(STAGES, map(float, np.median(settled, axis=0)), strict=True))
+        medians = np.median(settled, axis=0)
+        found.update(zip(STAGES, map(float, medians), strict=True))
+        shares = 100 * medians / max(float(medians.sum()), 1e-9)
+        found.update(zip((name.replace("_ms", ", %") for name in STAGES), map(float, shares), strict=True))
         return found
+
+
+def processor_seconds(process_id: int) -> float:
+    """Processor time that a process has used, in all its threads."""
+    try:
+        fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    except OSError as error:
+        raise RosError(f"the processor time of process {process_id} is not known here: {error.strerror}") from error
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def run(
@@ -129,6 +151,7 @@ def run(
     playing = [str(bag), "--topics", image.name, "--rate", str(rate), "--duration", str(seconds), "--wait", "60"]
     with Child("dust3r_ros.ros.node", given, folder / "node.log", environment, PATIENCE_S) as node:
         node.start()
+        judge.process_id = node.process_id
         _await(judge, node, lambda: judge.status is not None and judge.status.state == "waiting for images")
         with Child("dust3r_ros.ros.play", playing, folder / "player.log", environment) as player:
             player.start()

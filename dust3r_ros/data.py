@@ -274,7 +274,8 @@ class Update:
 
     ``view`` is the new keyframe's estimate; ``intrinsics`` are the camera's, for its original image, with
     ``focal_spread_px`` the robust spread of the focal over the camera's keyframes (0 when known).
-    ``moved`` maps the index of every older keyframe whose estimate changed to its new estimate.
+    ``moved`` maps the index of every older keyframe whose estimate changed to its new estimate. The depth of those in
+    ``refined`` was estimated anew; of the others, which moved by less than is known of them, only the scale changed.
     ``edge_residual`` is the mean over the window's edges, relative to depth (no unit).
     Everything is in world units, which are ``metres_per_unit`` metres where ``metric`` (see ``updates.in_metres``).
     ``corrections`` maps, after a loop closure, the index of every remembered keyframe, the new one and those in
@@ -292,3 +293,4 @@ class Update:
     edge_residual: float = 0.0
     metres_per_unit: float = 1.0
     corrections: Mapping[int, FloatArray] = field(default_factory=dict)
+    refined: frozenset[int] = frozenset()

@@ -88,7 +88,8 @@ class Landmarks:
             known = dict(self._keyframes)
             for index, view in update.moved.items():
                 if index in known:
-                    known[index] = replace(known[index], view=view, usable=_usable(view))
+                    usable = _usable(view) if index in update.refined else known[index].usable
+                    known[index] = replace(known[index], view=view, usable=usable)
             for index, change in update.corrections.items():
                 if index in known and index not in update.moved:
                     known[index] = _followed(known[index], Similarity.from_matrix(change))

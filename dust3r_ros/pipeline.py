@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,26 +13,18 @@ from dust3r_ros.alignment import AlignmentUpdate, IncrementalAligner
 from dust3r_ros.alignment.places import Anchor
 from dust3r_ros.alignment.scale import RECENT, MetricReference, MetricScale
 from dust3r_ros.config import ReconstructorConfig
-from dust3r_ros.data import (
-    ByteImage,
-    Edge,
-    FloatArray,
-    Intrinsics,
-    Keyframe,
-    PreparedImage,
-    Update,
-)
-from dust3r_ros.data import (
-    SourceImage as SourceImage,
-)
+from dust3r_ros.data import ByteImage, Edge, FloatArray, Intrinsics, Update, ViewEstimate
+from dust3r_ros.data import SourceImage as SourceImage
 from dust3r_ros.encoded import EncodedKeyframe
-from dust3r_ros.errors import DeviceMemoryError, RecordingError
+from dust3r_ros.errors import RecordingError
 from dust3r_ros.geometry import Similarity
-from dust3r_ros.images import prepare
 from dust3r_ros.keyframes import KeyframeDecision, KeyframeSelector
+from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.mapping.fuse import FusedMap
-from dust3r_ros.memory import MapMemory, Placed
-from dust3r_ros.predictor import PairPredictor, PredictorInfo
+from dust3r_ros.memory import MapMemory
+from dust3r_ros.paired import PairedKeyframe, Pairing, predict_edges
+from dust3r_ros.placed import PlacedKeyframes
+from dust3r_ros.predictor import PairPredictor, PredictorInfo, SharedPredictor
 from dust3r_ros.predictors import load_predictor as load_predictor
 from dust3r_ros.predictors import predictor_image_size as predictor_image_size
 from dust3r_ros.revisit import Revisits
@@ -47,15 +37,15 @@ log = logging.getLogger(__name__)
 class Reconstructor:
     """Incremental reconstruction of the images of one or several cameras.
 
-    ``add`` does everything for one image. A node calls its two halves from two threads instead:
-    ``select`` for every image, which is cheap, and ``reconstruct`` for those that were taken. ``reconfigure`` may be
-    called from any thread; ``close_loops``, ``map``, ``trajectory`` and ``pose`` belong to the thread of
-    ``reconstruct``, and ``reset`` must not run at the same time as any other method.
+    ``add`` does everything for one image. A node calls its parts instead: ``select`` for every image, which is cheap,
+    in one thread; for those that were taken ``pair`` in another, and ``place``, ``fuse`` and ``close_loops`` in a third
+    one, to which everything else belongs too that asks for the map, the path or a pose. ``reconfigure`` may be called
+    from any thread; ``reset`` and ``recall`` must not run at the same time as any other method.
     """
 
     def __init__(self, config: ReconstructorConfig | None = None, predictor: PairPredictor[Any] | None = None) -> None:
         self.config = config or ReconstructorConfig()
-        self._predictor = predictor or load_predictor(self.config)
+        self._predictor = SharedPredictor(predictor or load_predictor(self.config))
         self._image_size = predictor_image_size(self.config, self._predictor)
         self.reset()
 
@@ -63,18 +53,16 @@ class Reconstructor:
         """Forget the map, the path, every keyframe and what was learnt of the cameras; the model stays loaded."""
         self._predictor.forget()
         self._selectors: dict[str, KeyframeSelector] = {}
-        self._offered = 0
         self._metres = MetricReference()
-        self._window_limit = self.config.window
+        self._pairing = Pairing(self._predictor, self._image_size, self.config.window)
         self._begin()
 
     def _begin(self) -> None:
         self.map = FusedMap(self.config.map)
         self._aligner = IncrementalAligner(self.config.alignment, self.config.window)
-        self._window: deque[EncodedKeyframe] = deque(maxlen=self._window_limit)
-        self._placed: dict[int, Placed] = {}
+        self._placed = PlacedKeyframes()
         self.revisits = Revisits(self.config.loops, self.config.alignment, self._predictor)
-        self._cameras: dict[str, Intrinsics] = {}  # of a map that was recalled, for its prepared images
+        self._pairing.cameras = {}
         self._unsearched: EncodedKeyframe | None = None
         self._lost = 0
 
@@ -83,8 +71,7 @@ class Reconstructor:
 
         Raises what ``reconstruct`` does for a device with too little memory, ConfigError for what it cannot run.
         """
-        usual = prepare(np.zeros((480, 640, 3), np.uint8), self._image_size)
-        self._predictor.warm_up((usual.height, usual.width), 2 * self.config.window)
+        self._pairing.warm_up()
 
     def reconfigure(self, config: ReconstructorConfig) -> None:
         """Take over the options that may change while running (``Option.live``); the others must be as before.
@@ -115,8 +102,7 @@ class Reconstructor:
 
     def limit_window(self, keyframes: int) -> None:
         """Pair new keyframes with at most so many older ones until the next reset, where memory is short."""
-        self._window_limit = keyframes
-        self._window = deque(self._window, maxlen=keyframes)
+        self._pairing.window.shorten(keyframes)
 
     def select(
         self, image: ByteImage, stamp_ns: int, camera: str = "camera", *, anew: bool = False
@@ -138,61 +124,87 @@ class Reconstructor:
     def reconstruct(
         self, image: ByteImage, stamp_ns: int, camera: str = "camera", intrinsics: Intrinsics | None = None
     ) -> Update:
-        """Make an image a keyframe: encode it, pair it with the window, align, fuse.
+        """Make an image a keyframe: ``pair``, ``place`` and ``fuse`` it. Loops are left to ``close_loops``."""
+        return self.fuse(self.place(self.pair(image, stamp_ns, camera, intrinsics)))
 
-        An image that shares nothing with the window is looked for among the old keyframes, and the window goes on
+    def pair(
+        self, image: ByteImage, stamp_ns: int, camera: str = "camera", intrinsics: Intrinsics | None = None
+    ) -> PairedKeyframe:
+        """Encode an image and pair it with the window, in which keyframes that are still to be placed count as placed.
+
+        Every keyframe is to be given to ``place`` next, in order, or to be forgotten by ``reset``.
+        """
+        return self._pairing.pair(image, stamp_ns, camera, intrinsics, self.config.intrinsics, self.revisits.described)
+
+    def place(self, paired: PairedKeyframe) -> Update:
+        """Align a keyframe with the window; its points are left to ``fuse``.
+
+        A keyframe that shares nothing with the window is looked for among the old ones, and the window goes on
         there. When that fails too it is not registered: the Update says so in ``view.registered``, the map stays as it
         is and the next image is paired with the same window. Only while the map has a single keyframe it begins anew
-        from such an image of the same camera. Loops are left to ``close_loops``.
+        from such an image of the same camera. Where the window is not the one it was paired with, because a keyframe
+        before it was not placed or was found elsewhere, what is missing is predicted first.
         """
-        self.map.config = self.config.map
-        watch = Stopwatch()
-        prepared = prepare(image, self._image_size)
-        known = self.known_intrinsics(prepared, camera, intrinsics)
-        if known is None and intrinsics is not None and self.config.intrinsics == "guess":
-            self._guess(camera, prepared.transform.to_network(intrinsics))
-        keyframe = Keyframe(self._offered, stamp_ns, camera, prepared)
-        self._offered += 1
-        with watch.stage("encode"):
-            encoded = self._predictor.encode(prepared, camera, known)
-            new = self.revisits.described(EncodedKeyframe(keyframe, encoded, known))
-        with watch.stage("decode"):
-            edges = self._predict(new)
-        with watch.stage("align"):
-            aligned = self._place(new, edges)
-        with watch.stage("fuse"):
-            self._remember(new, aligned)
-        scale = self._measure_scale()
+        new, watch = paired.new, paired.watch
+        try:
+            with watch.stage("decode"):
+                edges = predict_edges(new, self._pairing.window.placed(), self._predictor, paired.edges)
+            with watch.stage("align"):
+                if paired.guess is not None:
+                    self._aligner.guess(new.keyframe.camera, paired.guess)
+                aligned = self._place(new, edges)
+                self._remember(new, aligned)
+        finally:
+            self._pairing.window.leave_out(new)
+        self._metres.update(self._placed.recent_paths(RECENT))
+        scale, prepared = self.metric_scale, new.keyframe.image
         return Update(
-            keyframe=keyframe,
+            keyframe=new.keyframe,
             view=aligned.view,
             intrinsics=prepared.transform.to_original(aligned.view.intrinsics),
             focal_spread_px=aligned.focal_spread_px / prepared.transform.scale_x,
             moved=aligned.moved,
+            refined=aligned.refined,
             times=watch.times(),
             metric=scale is not None,
             edge_residual=float(np.mean(list(aligned.edge_residual.values()) or [0.0])),
             metres_per_unit=scale.metres_per_unit if scale is not None else 1.0,
         )
 
+    def fuse(self, update: Update) -> Update:
+        """Put the points of the keyframe that was placed last into the map, and move those that moved with it.
+
+        Returns the update with the time it took.
+        """
+        watch = Stopwatch()
+        with watch.stage("fuse"):
+            if update.view.registered:
+                self.map.config = self.config.map
+                self.map.add(update.keyframe.index, update.view, update.keyframe.image.pixels)
+                for index in sorted(update.refined):
+                    self.map.replace(index, update.moved[index])
+        return replace(update, times=replace(update.times, **watch.milliseconds))
+
+    def settle(self) -> Mapping[int, ViewEstimate]:
+        """Make the map as exact as it can be: the newest keyframes, which may still move, are otherwise put into it
+        anew only where they moved by more than is known of them. Returns their estimates, where they changed.
+        """
+        found = self._aligner.settle()
+        for index, view in found.items():
+            self.map.replace(index, view)
+        return found
+
     def close_loops(self) -> Mapping[int, Similarity]:
         """Look for old keyframes that see what the last one sees, and close the loops that are confirmed.
 
         Returns how the world changed around each keyframe; empty when nothing was closed. Costs a few pairs when there
-        are candidates, and a solve over all keyframes when a loop was confirmed. Where the device has no memory for
-        those pairs, there is no loop.
+        are candidates, and a solve over all keyframes when a loop was confirmed.
         """
         new, self._unsearched = self._unsearched, None
         if new is not None:
-            try:
-                self.revisits.search(new, self._aligner)
-            except DeviceMemoryError as error:
-                log.warning("%s: no loop was looked for at keyframe %d", error, new.index)
+            self.revisits.search(new, self._aligner)
         changes = self.revisits.close(self._aligner)
-        for index, change in changes.items():
-            placed = self._placed[index]
-            pose = change.apply_to_pose(placed.camera_to_world)
-            self._placed[index] = replace(placed, camera_to_world=pose)
+        self._placed.follow(changes)
         self.map.follow(changes)
         return changes
 
@@ -218,24 +230,18 @@ class Reconstructor:
         """How many keyframes are registered."""
         return len(self._placed)
 
+    def cloud(self) -> PointCloud:
+        """The map, as exact as it can be: ``settle``, then ``map.cloud``."""
+        self.settle()
+        return self.map.cloud()
+
     def trajectory(self) -> list[tuple[int, FloatArray]]:
         """(stamp_ns, camera_to_world (4, 4)) of every registered keyframe, newest estimates, in order."""
-        return [(placed.stamp_ns, placed.camera_to_world) for _, placed in sorted(self._placed.items())]
+        return self._placed.trajectory()
 
     def pose(self, index: int) -> FloatArray | None:
         """The newest camera_to_world (4, 4) of a keyframe by its index; None when it has no place in the map."""
-        placed = self._placed.get(index)
-        return placed.camera_to_world if placed is not None else None
-
-    def known_intrinsics(
-        self, prepared: PreparedImage, camera: str, intrinsics: Intrinsics | None
-    ) -> Intrinsics | None:  # fmt: skip
-        """What is known of an image's camera beforehand: what is given, or what a recalled map knew of it."""
-        if intrinsics is not None and self.config.intrinsics == "given":
-            return prepared.transform.to_network(intrinsics)
-        remembered = self._cameras.get(camera)
-        same = remembered is not None and (remembered.width, remembered.height) == (prepared.width, prepared.height)
-        return remembered if same else None
+        return self._placed.pose(index)
 
     def alike(self, encoded: Any, count: int) -> list[tuple[EncodedKeyframe, Anchor]]:
         """The keyframes that look most like an encoded image, and how they lie in the map now."""
@@ -244,12 +250,10 @@ class Reconstructor:
 
     def memory(self) -> MapMemory:
         """The whole map, for ``recall`` in another session."""
-        voxels, points = self.map.state()
-        relations, loops = self.revisits.graph()
-        return MapMemory(
-            self.info.name, self._offered, dict(sorted(self._placed.items())), self.revisits.places(self._aligner),
-            relations, loops, voxels, points, self.metric_scale,
-        )  # fmt: skip
+        self.settle()
+        places, graph, state = self.revisits.places(self._aligner), self.revisits.graph(), self.map.state()
+        index = self._pairing.next_index
+        return MapMemory(self.info.name, index, self._placed.all(), places, *graph, *state, self.metric_scale)
 
     def check_recallable(self, memory: MapMemory) -> None:
         """Raise RecordingError for a map of another predictor, or one that no keyframe can be found in."""
@@ -270,45 +274,24 @@ class Reconstructor:
         revisits = Revisits(self.config.loops, self.config.alignment, self._predictor)
         revisits.restore(memory.places, memory.relations, memory.loops)
         aligner = IncrementalAligner(self.config.alignment, self.config.window)
-        newest = memory.places[-1]
-        aligner.resume({newest.index: newest.anchor})
+        aligner.resume({newest.index: newest.anchor for newest in memory.places[-1:]})
         self.reset()  # only now that nothing can fail any more
         self.map, self.revisits, self._aligner = fused, revisits, aligner
-        self._offered = memory.next_index
-        self._placed = dict(memory.placed)
+        self._pairing.next_index = memory.next_index
+        self._placed = PlacedKeyframes(memory.placed)
         self._metres = MetricReference(memory.scale)
-        self._cameras = {place.image.camera: place.anchor.intrinsics for place in memory.places}
-
-    def _guess(self, camera: str, intrinsics: Intrinsics) -> None:
-        """Begin the estimate of a camera's intrinsics from these."""
-        self._predictor.guess(camera, intrinsics)
-        self._aligner.guess(camera, intrinsics)
-
-    def _predict(self, new: EncodedKeyframe) -> list[Edge]:
-        ordered = [pair for old in self._window for pair in ((old, new), (new, old))]
-        predictions = self._predictor.predict([(a.encoded, b.encoded) for a, b in ordered])
-        return [Edge(a.index, b.index, prediction) for (a, b), prediction in zip(ordered, predictions)]
+        self._pairing.cameras = {place.image.camera: place.anchor.intrinsics for place in memory.places}
 
     def _place(self, new: EncodedKeyframe, edges: Sequence[Edge]) -> AlignmentUpdate:
         """Align with the window; else with old keyframes; else, while nothing is mapped yet, begin anew."""
         aligned = self._align(new, edges)
-        if aligned.view.registered:
-            return aligned
-        found = self.revisits.reunite(new, self._aligner)
-        if found is None:
-            return self._lose(new) or aligned
-        self._window = deque(reversed(found.keyframes), maxlen=self._window_limit)  # the least alike go first
-        return found.aligned
+        if not aligned.view.registered and (found := self.revisits.reunite(new, self._aligner)) is not None:
+            self._pairing.window.go_on_at(found.keyframes[::-1])  # the least alike go first
+            return found.aligned
+        return aligned if aligned.view.registered else self._lose(new) or aligned
 
     def _align(self, new: EncodedKeyframe, edges: Sequence[Edge]) -> AlignmentUpdate:
         return self._aligner.add(new.index, edges, camera=new.keyframe.camera, size=new.size, intrinsics=new.intrinsics)
-
-    def _measure_scale(self) -> MetricScale | None:
-        paths: dict[str, list[tuple[int, FloatArray]]] = defaultdict(list)
-        for placed in reversed(list(islice(reversed(self._placed.values()), RECENT))):
-            paths[placed.camera].append((placed.stamp_ns, placed.camera_to_world))
-        self._metres.update(paths)
-        return self.metric_scale
 
     def _lose(self, new: EncodedKeyframe) -> AlignmentUpdate | None:
         """Note that a keyframe found no place; where a single one is mapped, begin the map anew instead."""
@@ -317,9 +300,10 @@ class Reconstructor:
             "keyframe %d shares nothing with the map (%d in a row): moved too far since the last one, or a plain view; "
             "the map goes on where the camera sees it again", new.index, self._lost,
         )  # fmt: skip
-        if [placed.camera for placed in self._placed.values()] != [new.keyframe.camera]:
+        if self._placed.cameras() != [new.keyframe.camera]:
             return None  # another camera's first keyframe may be as good as this one
         log.warning("starting the map anew from this keyframe")
+        self._pairing.window.go_on_at(())
         self._begin()
         return self._align(new, [])
 
@@ -327,12 +311,8 @@ class Reconstructor:
         if not aligned.view.registered:
             return
         self._lost = 0
-        self._window.append(new)
-        self._placed[new.index] = Placed(new.keyframe.stamp_ns, new.keyframe.camera, aligned.view.camera_to_world)
-        for index, view in aligned.moved.items():
-            self._placed[index] = replace(self._placed[index], camera_to_world=view.camera_to_world)
+        self._pairing.window.place(new)
+        self._placed.add(new.keyframe, aligned.view)
+        self._placed.move(aligned.moved)
         self.revisits.remember(new, aligned, self._aligner)
         self._unsearched = new
-        self.map.add(new.index, aligned.view, new.keyframe.image.pixels)
-        for index, view in aligned.moved.items():
-            self.map.replace(index, view)

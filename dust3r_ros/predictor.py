@@ -6,6 +6,7 @@ two-view geometry. Further predictors only need to follow this class.
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,3 +96,55 @@ class PairPredictor(ABC, Generic[Encoded]):
         D is the same for all images of a predictor; small, because it is kept of every keyframe.
         """
         return None
+
+
+class SharedPredictor(PairPredictor[Encoded]):
+    """A predictor that several threads use, one at a time."""
+
+    def __init__(self, predictor: PairPredictor[Encoded]) -> None:
+        self._predictor = predictor
+        self._using = threading.Lock()
+
+    @property
+    def info(self) -> PredictorInfo:
+        return self._predictor.info
+
+    @property
+    def image_size(self) -> ImageSize:
+        return self._predictor.image_size
+
+    def encode(self, image: PreparedImage, camera: str, intrinsics: Intrinsics | None = None) -> Encoded:
+        with self._using:
+            return self._predictor.encode(image, camera, intrinsics)
+
+    def guess(self, camera: str, intrinsics: Intrinsics) -> None:
+        with self._using:
+            self._predictor.guess(camera, intrinsics)
+
+    def focal_spread(self, camera: str) -> float | None:
+        with self._using:
+            return self._predictor.focal_spread(camera)
+
+    def warm_up(self, size: tuple[int, int], pairs: int) -> None:
+        with self._using:
+            self._predictor.warm_up(size, pairs)
+
+    def announce(self, pairs: Sequence[tuple[Encoded, Encoded]]) -> None:
+        with self._using:
+            self._predictor.announce(pairs)
+
+    def predict(self, pairs: Sequence[tuple[Encoded, Encoded]]) -> list[PairPrediction]:
+        with self._using:
+            return self._predictor.predict(pairs)
+
+    def probe(self, pairs: Sequence[tuple[Encoded, Encoded]]) -> list[PairPrediction]:
+        with self._using:
+            return self._predictor.probe(pairs)
+
+    def forget(self) -> None:
+        with self._using:
+            self._predictor.forget()
+
+    def describe(self, encoded: Encoded) -> FloatArray | None:
+        with self._using:
+            return self._predictor.describe(encoded)

@@ -126,7 +126,16 @@ class Revisits:
         self._unit[index] = 1.0
 
     def search(self, new: EncodedKeyframe, aligner: IncrementalAligner) -> None:
-        """Look for an old keyframe that sees what a new one sees; the first that passes waits for ``close``."""
+        """Look for an old keyframe that sees what a new one sees; the first that passes waits for ``close``.
+
+        Where the device has no memory for the pairs, there is none.
+        """
+        try:
+            self._search(new, aligner)
+        except DeviceMemoryError as error:
+            log.warning("%s: no loop was looked for at keyframe %d", error, new.index)
+
+    def _search(self, new: EncodedKeyframe, aligner: IncrementalAligner) -> None:
         index = new.index
         if index not in self._kept or index not in aligner.held or index < self._paused_until:
             return

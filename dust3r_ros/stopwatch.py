@@ -18,10 +18,11 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measure the block as a stage of ``StageTimes``."""
+        """Measure the block as a stage of ``StageTimes``, or as more of one."""
         start = time.perf_counter()
         yield
-        self.milliseconds[f"{name}_ms"] = 1e3 * (time.perf_counter() - start)
+        key = f"{name}_ms"
+        self.milliseconds[key] = self.milliseconds.get(key, 0.0) + 1e3 * (time.perf_counter() - start)
 
     def times(self) -> StageTimes:
         """All stages so far."""

@@ -9,17 +9,18 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from dust3r_ros.alignment.dense import estimates, settled
 from dust3r_ros.alignment.initialise import Placement, place_all, place_view
 from dust3r_ros.alignment.loops import cross_confidence
 from dust3r_ros.alignment.observations import Size, grid_pixels, sample_edge, view_sizes
 from dust3r_ros.alignment.places import Anchor
-from dust3r_ros.alignment.result import Fit, fuse_view, unregistered_view
+from dust3r_ros.alignment.result import Fit, unregistered_view
 from dust3r_ros.alignment.solve import solve
 from dust3r_ros.alignment.window import Link, Window, WindowView
 from dust3r_ros.config import AlignmentConfig
 from dust3r_ros.data import Edge, Intrinsics, ViewEstimate
 from dust3r_ros.errors import AlignmentError
-from dust3r_ros.geometry import Similarity, make_pose
+from dust3r_ros.geometry import Similarity
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +30,11 @@ class AlignmentUpdate:
     """What one keyframe changed.
 
     ``view`` is the new keyframe's estimate, ``registered`` False when no edge could place it; ``moved`` maps older
-    keyframes, all in the window, to their new estimates. ``focal_px`` is the camera's pooled focal for this image
-    and ``focal_spread_px`` its robust spread over the keyframes' predictions (0 when K is known, as large as the
-    focal while nothing is known of it). ``edge_residual`` is as in ``Scene``, for the edges in the window. ``left``
-    has the keyframes that leave the window with this one and are final from now on.
+    keyframes, in the window or just leaving it, to their new estimates. The depth of those in ``refined`` was estimated
+    anew: they moved noticeably, or are final; the others' is the one before (see ``dense``). ``focal_px`` is the
+    camera's pooled focal for this image and ``focal_spread_px`` its robust spread over the keyframes' predictions (0
+    when K is known, as large as the focal while nothing is known of it). ``edge_residual`` is as in ``Scene``, for the
+    edges in the window. ``left`` has the keyframes that leave the window with this one and are final from now on.
     """
 
     view: ViewEstimate
@@ -41,6 +43,7 @@ class AlignmentUpdate:
     focal_spread_px: float
     edge_residual: Mapping[tuple[int, int], float]
     left: Mapping[int, Anchor] = field(default_factory=dict)
+    refined: frozenset[int] = frozenset()
 
 
 class IncrementalAligner:
@@ -129,12 +132,18 @@ class IncrementalAligner:
             update = self.add(index, edges, camera=camera, size=size, intrinsics=intrinsics)
             if update.view.registered:
                 unless_placed.pop_all()
-                update = replace(update, left={**update.left, **left})
+                final = settled(before, self.config.min_confidence)
+                refined = update.refined | final.keys()
+                update = replace(update, left={**update.left, **left}, moved={**update.moved, **final}, refined=refined)
         return update
 
     def resume(self, held: Mapping[int, Anchor]) -> None:
         """Go on in a world in which keyframes ``held`` are final: the next one is placed by edges to such, or not."""
         self._window = self._window.elsewhere(held)
+
+    def settle(self) -> dict[int, ViewEstimate]:
+        """New estimates of the keyframes in the window whose depth is not as exact as it could be."""
+        return settled(self._window, self.config.min_confidence)
 
     def _return_to(self, window: Window, residuals: int) -> None:
         self._window, self._residuals = window, residuals
@@ -222,29 +231,18 @@ class IncrementalAligner:
         return fit
 
     def _report(self, index: int, fit: Fit | None) -> AlignmentUpdate:
-        estimates = {v: self._estimate(v, fit) for v in self._window.active}
+        window = self._window
+        anew = (index, *window.active[: -window.size])  # those that leave are final
+        found, refined = estimates(window, anew, self.config.min_confidence)
         residual = {}
         if fit is not None:
-            linked = [(link.edge.i, link.edge.j) for link in self._window.links]
+            linked = [(link.edge.i, link.edge.j) for link in window.links]
             residual = {linked[e]: r for e, r in fit.edge_residuals().items()}
-        return self._update(self._window.views[index], estimates.pop(index), estimates, residual)
+        update = self._update(window.views[index], found.pop(index), found, residual)
+        return replace(update, refined=refined - {index})
 
     def _update(self, view: WindowView, estimate: ViewEstimate, moved: Mapping[int, ViewEstimate],
                 residual: Mapping[tuple[int, int], float]) -> AlignmentUpdate:  # fmt: skip
         focal = estimate.intrinsics.focal_px
         spread = 0.0 if view.known is not None else focal * self._window.focals[view.camera].relative_spread
         return AlignmentUpdate(estimate, moved, focal, spread, residual)
-
-    def _estimate(self, v: int, fit: Fit | None) -> ViewEstimate:
-        window = self._window
-        view = window.views[v]
-        intrinsics = window.intrinsics(view)
-        pose = make_pose(view.placement.rotation, view.placement.centre)
-        if fit is None:
-            return replace(unregistered_view(intrinsics), registered=True)
-        touching = [link for link in window.links if v in (link.edge.i, link.edge.j)]
-        poses = {u: make_pose(w.placement.rotation, w.placement.centre) for u, w in window.views.items()}
-        scales = [float(np.exp(-link.log_scale)) for link in touching]
-        fused = fuse_view(v, [link.edge for link in touching], scales, poses, intrinsics, fit.noise,
-                          self.config.min_confidence)  # fmt: skip
-        return ViewEstimate(pose, fused.depth, fused.confidence, intrinsics)

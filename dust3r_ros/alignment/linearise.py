@@ -1,8 +1,4 @@
-"""Residuals and normal equations of one view's predictions, its depths eliminated.
-
-Errors are taken relative to the *model's* distance and along the model's line of sight, so that noise in a
-prediction never scales its own weight, which would bias scales and depths. See ``docs/alignment.md``.
-"""
+"""Normal equations of one view's predictions, its depths eliminated."""
 
 from __future__ import annotations
 
@@ -12,20 +8,20 @@ import numpy as np
 
 from dust3r_ros.alignment.model import Lens, Noise, State
 from dust3r_ros.alignment.observations import Sightings
+from dust3r_ros.alignment.sight import (
+    OwnGeometry,
+    SeenGeometry,
+    ViewGeometry,
+    own_geometry,
+    robust_weights,
+    view_geometry,
+)
 from dust3r_ros.data import FloatArray
 
 # Columns of a seen pixel's Jacobian: relative pose (translation, rotation), log scale, focal and depth; the residual.
 TRANSLATION, ROTATION, SCALE, FOCAL, DEPTH, RESIDUAL = slice(0, 3), slice(3, 6), 6, 7, 8, 9
 
 BLAS_PIECE = 400_000  # multiplications
-
-
-@dataclass(frozen=True, eq=False)
-class Errors:
-    """Relative errors of predictions (K, G): ``radial`` along the line of sight, ``lateral2`` squared across it."""
-
-    radial: FloatArray
-    lateral2: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,28 +40,6 @@ class ViewSystem:
 
 
 @dataclass(frozen=True, eq=False)
-class _SeenGeometry:
-    """Points of a view in other cameras' frames, modelled and predicted.
-
-    ``frame`` (B, 3, 3, G): line of sight and two directions across; ``inverse_distance`` (B, G); ``error`` (B, 3, G)
-    relative to distance, in ``frame``; ``axis`` (B, 3) the view's optical axis, ``translation`` (B, 3) its centre, in
-    the other camera's frame; ``parallax`` (B,) 0 where only directions were predicted; ``depth`` (G,).
-    """
-
-    frame: FloatArray
-    inverse_distance: FloatArray
-    error: FloatArray
-    axis: FloatArray
-    translation: FloatArray
-    parallax: FloatArray
-    depth: FloatArray
-
-    @property
-    def errors(self) -> Errors:
-        return Errors(self.error[:, 0], self.error[:, 1] ** 2 + self.error[:, 2] ** 2)
-
-
-@dataclass(frozen=True, eq=False)
 class _Part:
     """What one kind of prediction adds: to normal, gradient, coupling, depth curvature and gradient."""
 
@@ -76,12 +50,14 @@ class _Part:
     depth_gradient: FloatArray
 
 
-def linearise_view(s: Sightings, lens: Lens, state: State, view: int, noise: Noise, cutoff: float,
-                   free_depth: bool) -> ViewSystem:  # fmt: skip
-    """The normal equations of all predictions of ``view``'s pixels; robust weights by Cauchy with ``cutoff``."""
-    rays = lens.rays(state.log_focal)
-    own = _own_part(s, rays, state, view, noise, cutoff)
-    seen = _seen_part(s, rays, state, view, noise, cutoff)
+def linearise_view(s: Sightings, lens: Lens, state: State, view: int, noise: Noise, cutoff: float, free_depth: bool,
+                   geometry: ViewGeometry | None = None) -> ViewSystem:  # fmt: skip
+    """The normal equations of all predictions of ``view``'s pixels; robust weights by Cauchy with ``cutoff``.
+
+    ``geometry`` is that at ``state``, where it is known already.
+    """
+    geometry = geometry or view_geometry(s, lens, state, view)
+    own, seen = _own_part(s, geometry.own, noise, cutoff), _seen_part(s, geometry.seen, noise, cutoff)
     b, a = len(s.seen_edge), len(s.own_edge)
     size = 7 * b + a + 1
     at_seen, at_own = np.append(np.arange(7 * b), size - 1), np.arange(7 * b, size)
@@ -113,77 +89,24 @@ def _outer_product(a: FloatArray, b: FloatArray) -> FloatArray:
     return total
 
 
-def own_errors(s: Sightings, rays: FloatArray, state: State, view: int) -> Errors:
-    """Errors of the own-frame predictions (A, G)."""
-    radial, _, lateral2 = _own_residuals(s, rays, state, view)
-    return Errors(radial, lateral2)
-
-
-def seen_errors(s: Sightings, rays: FloatArray, state: State, view: int) -> Errors:
-    """Errors of the other-frame predictions (B, G); no radial one where the edge has no parallax."""
-    return _seen_geometry(s, rays, state, view).errors
-
-
-def seen_components(s: Sightings, rays: FloatArray, state: State, view: int) -> FloatArray:
-    """Errors (B, 3, G) of the other-frame predictions: along the line of sight and in two directions across it."""
-    return _seen_geometry(s, rays, state, view).error
-
-
 def own_focal_evidence(
     s: Sightings, lens: Lens, state: State, view: int, noise: Noise, cutoff: float
 ) -> tuple[float, float]:
     """What a view's own-frame maps alone say of its focal: log focal, and its information (0: nothing)."""
-    rays = lens.rays(state.log_focal)
-    radial, across, lateral2 = _own_residuals(s, rays, state, view)
-    robust = robust_weights(s.own_weight, Errors(radial, lateral2), noise, cutoff)
-    length2 = (rays**2).sum(axis=0)
+    own = own_geometry(s, lens.rays(state.log_focal), state, view)
+    robust = robust_weights(s.own_weight, own.errors, noise, cutoff)
+    length2 = (own.rays**2).sum(axis=0)
     sideways = np.sqrt(np.maximum(length2 - 1, 0)) / length2
     information = float((robust * sideways**2).sum()) / noise.lateral**2
     if lens.group < 0 or not information > 0:
         return 0.0, 0.0
-    step = float((robust * across * sideways).sum()) / noise.lateral**2 / information
+    step = float((robust * own.across * sideways).sum()) / noise.lateral**2 / information
     return float(state.log_focal[lens.group]) + step, information
 
 
-def robust_weights(weight: FloatArray, errors: Errors, noise: Noise, cutoff: float) -> FloatArray:
-    """Cauchy weights times ``weight`` (squared confidence)."""
-    return weight / (1 + chi2(weight, errors, noise) / cutoff**2)
-
-
-def robust_cost(weight: FloatArray, errors: Errors, noise: Noise, cutoff: float) -> float:
-    """Sum of the Cauchy kernel over predictions."""
-    return float(0.5 * cutoff**2 * np.log1p(chi2(weight, errors, noise) / cutoff**2).sum())
-
-
-def chi2(weight: FloatArray, errors: Errors, noise: Noise) -> FloatArray:
-    """Squared errors relative to the noise of predictions with ``weight`` (squared confidence)."""
-    return weight * (errors.radial**2 * (1 / noise.radial**2) + errors.lateral2 * (1 / noise.lateral**2))
-
-
-def _own_residuals(s: Sightings, rays: FloatArray, state: State, view: int) -> tuple[FloatArray, ...]:
-    """Radial error, the error along the direction in which the focal moves a ray, and squared lateral error."""
-    length = np.sqrt((rays**2).sum(axis=0))
-    inverse = np.exp(-state.log_depth[view]) / length
-    error = np.einsum("fcg,kcg->kfg", _focal_frame(rays, length), s.own)
-    error *= (np.exp(-state.log_scale[s.own_edge])[:, None] * inverse)[:, None]
-    return error[:, 0] - 1, error[:, 1], error[:, 1] ** 2 + error[:, 2] ** 2
-
-
-def _focal_frame(rays: FloatArray, length: FloatArray) -> FloatArray:
-    """(3, 3, G): unit rays, the direction across in which they move with log focal, and the one around the axis."""
-    x, y = rays[0], rays[1]
-    slope = np.sqrt(x**2 + y**2)
-    x, y = (np.divide(v, slope, out=np.full_like(v, fill), where=slope > 0) for v, fill in ((x, 1.0), (y, 0.0)))
-    frame = np.zeros((3, 3, rays.shape[1]))
-    frame[0] = rays / length
-    frame[1, 0], frame[1, 1], frame[1, 2] = -x / length, -y / length, slope / length
-    frame[2, 0], frame[2, 1] = -y, x
-    return frame
-
-
-def _own_part(s: Sightings, rays: FloatArray, state: State, view: int, noise: Noise, cutoff: float) -> _Part:
-    radial, across, lateral2 = _own_residuals(s, rays, state, view)
-    robust = robust_weights(s.own_weight, Errors(radial, lateral2), noise, cutoff)
+def _own_part(s: Sightings, own: OwnGeometry, noise: Noise, cutoff: float) -> _Part:
+    rays, radial, across = own.rays, own.errors.radial, own.across
+    robust = robust_weights(s.own_weight, own.errors, noise, cutoff)
     w_radial, w_lateral = robust / noise.radial**2, robust / noise.lateral**2
     length2 = (rays**2).sum(axis=0)
     slope2 = (rays[0] ** 2 + rays[1] ** 2) / length2
@@ -201,46 +124,7 @@ def _own_part(s: Sightings, rays: FloatArray, state: State, view: int, noise: No
     return _Part(normal, gradient, coupling, total, -(w_radial * radial).sum(axis=0))
 
 
-def _seen_geometry(s: Sightings, rays: FloatArray, state: State, view: int) -> _SeenGeometry:
-    rotation, translation = state.relative(s.seen_from, view)
-    translation = translation * s.seen_parallax[:, None]
-    depth = np.exp(state.log_depth[view])
-    position = rotation @ (rays * depth)
-    position += translation[:, :, None]
-    distance = np.sqrt(np.einsum("bcg,bcg->bg", position, position))
-    distance = np.maximum(distance, 1e-9 * float(distance.max(initial=1e-300)))
-    inverse = 1 / distance
-    frame = _frame(position * inverse[:, None])
-    scale = np.exp(-state.log_scale[s.seen_edge])[:, None] * inverse
-    if (s.seen_parallax == 0).any():  # only the direction was predicted: compare with a point at the model's distance
-        reach = np.sqrt((s.seen**2).sum(axis=1))
-        bearing = np.divide(1.0, reach, out=np.zeros_like(reach), where=reach > 0)
-        scale = np.where(s.seen_parallax[:, None] > 0, scale, bearing)
-    error = np.einsum("bfcg,bcg->bfg", frame, s.seen)
-    error *= scale[:, None]
-    error[:, 0] -= 1
-    error[:, 0] *= s.seen_parallax[:, None]
-    return _SeenGeometry(frame, inverse, error, rotation[:, :, 2], translation, s.seen_parallax, depth)
-
-
-def _frame(direction: FloatArray) -> FloatArray:
-    """(B, 3, 3, G): lines of sight (B, 3, G) and two directions across that complete a right-handed frame.
-
-    Duff et al., Building an orthonormal basis, revisited (JCGT 2017): no direction is special.
-    """
-    x, y, z = direction[:, 0], direction[:, 1], direction[:, 2]
-    sign = np.copysign(1.0, z)
-    a = -1 / (sign + z)
-    b = x * y * a
-    frame = np.empty((len(direction), 3, 3, direction.shape[2]))
-    frame[:, 0] = direction
-    frame[:, 1, 0], frame[:, 1, 1], frame[:, 1, 2] = 1 + sign * x * x * a, sign * b, -sign * x
-    frame[:, 2, 0], frame[:, 2, 1], frame[:, 2, 2] = b, sign + y * y * a, -y
-    return frame
-
-
-def _seen_part(s: Sightings, rays: FloatArray, state: State, view: int, noise: Noise, cutoff: float) -> _Part:
-    geometry = _seen_geometry(s, rays, state, view)
+def _seen_part(s: Sightings, geometry: SeenGeometry, noise: Noise, cutoff: float) -> _Part:
     robust = robust_weights(s.seen_weight, geometry.errors, noise, cutoff)
     root = np.sqrt(robust)
     weights = np.stack([root * s.seen_parallax[:, None] / noise.radial, root / noise.lateral, root / noise.lateral], 1)
@@ -254,7 +138,7 @@ def _seen_part(s: Sightings, rays: FloatArray, state: State, view: int, noise: N
     return _gather_seen(products, by_depth, curvature, depth_gradient)
 
 
-def seen_jacobian(geometry: _SeenGeometry) -> FloatArray:
+def seen_jacobian(geometry: SeenGeometry) -> FloatArray:
     """Derivatives (B, 10, 3, G) of the modelled point relative to its distance, and the residual, in ``frame``.
 
     The relative pose moves camera i: ``T_i exp(step)``, which changes its view of a point y by

@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 
 from dust3r_ros.alignment.depth import FARTHEST, FusedDepth, OwnMap, SeenMap, fuse_depth, load_map
-from dust3r_ros.alignment.linearise import Errors, chi2
 from dust3r_ros.alignment.model import Noise, Problem, State
 from dust3r_ros.alignment.observations import Size, confidence_floor
+from dust3r_ros.alignment.sight import Errors, chi2
 from dust3r_ros.alignment.solve import ViewErrors, view_errors
 from dust3r_ros.data import Edge, FloatArray, Intrinsics, PairState, ViewEstimate
 from dust3r_ros.geometry import Similarity, make_pose
@@ -72,6 +72,21 @@ class Fit:
             np.maximum.at(scores, s.own_edge, _typical(s.own_weight, along, self.noise, CHI2_MEDIAN[1]))
             np.maximum.at(scores, s.seen_edge, _typical(s.seen_weight, seen, self.noise, expected))
         return scores
+
+
+@dataclass(frozen=True, eq=False)
+class DenseView:
+    """A view's estimate, and where its samples were when it was made: world points (3, G) and log depths (G,)."""
+
+    estimate: ViewEstimate
+    points: FloatArray
+    log_depth: FloatArray
+
+    def moved(self, change: Similarity) -> DenseView:
+        """The same in another world and unit."""
+        pose, depth = change.apply_to_pose(self.estimate.camera_to_world), self.estimate.depth
+        estimate = replace(self.estimate, camera_to_world=pose, depth=depth * np.float32(change.scale))
+        return DenseView(estimate, change.apply(self.points.T).T, self.log_depth + float(np.log(change.scale)))
 
 
 def _typical(weight: FloatArray, errors: Errors, noise: Noise, expected: FloatArray | float) -> FloatArray:

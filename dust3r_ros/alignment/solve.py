@@ -11,9 +11,10 @@ import scipy.linalg
 import scipy.sparse
 from scipy.spatial.transform import Rotation
 
-from dust3r_ros.alignment.linearise import Errors, ViewSystem, linearise_view, own_errors, robust_cost, seen_errors
+from dust3r_ros.alignment.linearise import ViewSystem, linearise_view
 from dust3r_ros.alignment.model import CUTOFF, LEAST_NOISE, Noise, Problem, State
 from dust3r_ros.alignment.observations import IntArray
+from dust3r_ros.alignment.sight import Errors, ViewGeometry, robust_cost, view_geometry
 from dust3r_ros.alignment.sparse import damping_diagonal, factorise, with_diagonal
 from dust3r_ros.config import AlignmentConfig
 from dust3r_ros.data import FloatArray
@@ -25,6 +26,7 @@ Block = tuple[IntArray, FloatArray]
 log = logging.getLogger(__name__)
 
 SMALL_SYSTEM, FILLED = 400, 0.2
+KEPT_RESIDUALS = 1_000_000  # up to which a state's geometry is kept until the next step, 35 bytes each
 LEAST_ASPECT = 0.25  # lateral over radial noise; classical pairs have none across, which would trust one pair blindly
 LARGEST_STEP = 0.5
 GAUGE_EDGES = 50
@@ -54,11 +56,23 @@ class Solution:
 
 
 @dataclass(frozen=True, eq=False)
+class _Evaluation:
+    """All views' errors at a state, and their geometry, from which the normal equations follow; None where the problem
+    is so large that it is made anew.
+    """
+
+    errors: list[ViewErrors]
+    geometry: list[ViewGeometry] | None
+
+
+@dataclass(frozen=True, eq=False)
 class _Descent:
-    """Where the steps at one noise level lead: the state, its errors, their number, and the largest change in all."""
+    """Where the steps at one noise level lead: the state, what is known there, their number, and the largest change
+    in all.
+    """
 
     state: State
-    errors: list[ViewErrors]
+    there: _Evaluation
     steps: int
     moved: float
 
@@ -66,14 +80,14 @@ class _Descent:
 def solve(problem: Problem, state: State, config: AlignmentConfig, *, warm: bool = False) -> Solution:
     """Fit ``state`` to all predictions. ``warm`` skips the rounds that only a far start needs."""
     steps, rounds = 0, config.outer_iterations
-    errors = view_errors(problem, state)
-    noise = estimate_noise(problem, errors)
+    there = _evaluate(problem, state)
+    noise = estimate_noise(problem, there.errors)
     for turn in range(rounds):
         widening = 1.0 if warm or turn >= min(len(WIDENING), rounds - 1) else WIDENING[turn]
-        descent = _descend(problem, state, errors, noise.widened(widening), config.max_steps)
-        state, errors = descent.state, descent.errors
+        descent = _descend(problem, state, there, noise.widened(widening), config.max_steps)
+        state, there = descent.state, descent.there
         steps += descent.steps
-        previous, noise = noise, estimate_noise(problem, errors)
+        previous, noise = noise, estimate_noise(problem, there.errors)
         settled = abs(np.log(noise.radial / previous.radial)) < 0.02 and descent.moved < _least_step(noise)
         if settled and widening == 1.0:
             break
@@ -82,11 +96,16 @@ def solve(problem: Problem, state: State, config: AlignmentConfig, *, warm: bool
 
 def view_errors(problem: Problem, state: State) -> list[ViewErrors]:
     """Own-frame and other-frame errors of every view's predictions."""
-    found = []
-    for view, (s, lens) in enumerate(zip(problem.sightings, problem.lenses)):
-        rays = lens.rays(state.log_focal)
-        found.append((own_errors(s, rays, state, view), seen_errors(s, rays, state, view)))
-    return found
+    views = zip(problem.sightings, problem.lenses)
+    return [view_geometry(s, lens, state, view).errors for view, (s, lens) in enumerate(views)]
+
+
+def _evaluate(problem: Problem, state: State) -> _Evaluation:
+    if problem.residuals > KEPT_RESIDUALS:
+        return _Evaluation(view_errors(problem, state), None)
+    views = zip(problem.sightings, problem.lenses)
+    geometry = [view_geometry(s, lens, state, view) for view, (s, lens) in enumerate(views)]
+    return _Evaluation([view.errors for view in geometry], geometry)
 
 
 def estimate_noise(problem: Problem, errors: Sequence[ViewErrors]) -> Noise:
@@ -111,35 +130,35 @@ def _least_step(noise: Noise) -> float:
     return max(LEAST_STEP, STEP_OF_NOISE * noise.lateral)
 
 
-def _descend(problem: Problem, state: State, errors: list[ViewErrors], noise: Noise,
+def _descend(problem: Problem, state: State, there: _Evaluation, noise: Noise,
              max_steps: int) -> _Descent:  # fmt: skip
     """Damped Gauss-Newton at one noise level."""
     columns = number_columns(problem, state)
     damping, moved = 1e-6, 0.0
-    systems = linearise(problem, state, noise)
-    cost = _cost(problem, state, errors, noise)
+    systems = linearise(problem, state, noise, there.geometry)
+    cost = _cost(problem, state, there.errors, noise)
     for step in range(max_steps):
         local = [view_columns(problem, state, columns, view) for view in range(len(systems))]
         delta = _solve_damped(problem, state, columns, systems, local, damping)
         if not np.isfinite(delta).all():
             break
         trial = apply_step(problem, state, columns, systems, local, delta)
-        trial_errors = view_errors(problem, trial)
-        trial_cost = _cost(problem, trial, trial_errors, noise)
+        trial_there = _evaluate(problem, trial)
+        trial_cost = _cost(problem, trial, trial_there.errors, noise)
         if not trial_cost < cost * TOLERANCE + 1e-9:
             damping *= 30
             if damping > 1e4:
-                return _Descent(state, errors, step + 1, moved)
+                return _Descent(state, there, step + 1, moved)
             continue
         size = float(np.abs(delta).max(initial=0.0))
         gain = cost - trial_cost
-        state, errors, cost, damping = trial, trial_errors, trial_cost, max(damping / 10, 1e-9)
+        state, there, cost, damping = trial, trial_there, trial_cost, max(damping / 10, 1e-9)
         moved += size
         if size < _least_step(noise) or abs(gain) < LEAST_GAIN * cost:
-            return _Descent(state, errors, step + 1, moved)
+            return _Descent(state, there, step + 1, moved)
         if step + 1 < max_steps:
-            systems = linearise(problem, state, noise)
-    return _Descent(state, errors, max_steps, moved)
+            systems = linearise(problem, state, noise, there.geometry)
+    return _Descent(state, there, max_steps, moved)
 
 
 def _cost(problem: Problem, state: State, errors: Sequence[ViewErrors], noise: Noise) -> float:
@@ -161,10 +180,12 @@ def number_columns(problem: Problem, state: State) -> Columns:
     return Columns(pose, scale, focal, focal + len(state.log_focal))
 
 
-def linearise(problem: Problem, state: State, noise: Noise) -> list[ViewSystem]:
-    """Every view's normal equations at ``state``, its depths eliminated."""
+def linearise(problem: Problem, state: State, noise: Noise,
+              geometry: Sequence[ViewGeometry] | None = None) -> list[ViewSystem]:  # fmt: skip
+    """Every view's normal equations at ``state``, its depths eliminated; ``geometry`` at it, where it is known."""
+    known = geometry if geometry is not None else [None] * len(problem.sightings)
     return [
-        linearise_view(s, lens, state, view, noise, CUTOFF, not problem.fixed_depth[view])
+        linearise_view(s, lens, state, view, noise, CUTOFF, not problem.fixed_depth[view], known[view])
         for view, (s, lens) in enumerate(zip(problem.sightings, problem.lenses))
     ]
 

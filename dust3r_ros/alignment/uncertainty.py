@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dust3r_ros.alignment.linearise import Errors, ViewSystem, robust_weights, seen_components
+from dust3r_ros.alignment.linearise import ViewSystem
 from dust3r_ros.alignment.model import CUTOFF, Noise, Problem, State
 from dust3r_ros.alignment.observations import IntArray
+from dust3r_ros.alignment.sight import Errors, robust_weights, seen_components
 from dust3r_ros.alignment.solve import (
     Columns,
     LocalColumns,

@@ -11,7 +11,7 @@ from dust3r_ros.alignment.initialise import Layout, Placement
 from dust3r_ros.alignment.intrinsics import DEFAULT_FOCAL, FocalTrack, edge_focal
 from dust3r_ros.alignment.levels import initial_log_scale
 from dust3r_ros.alignment.linearise import own_focal_evidence
-from dust3r_ros.alignment.model import CUTOFF, FocalPrior, Lens, Problem, State, make_lens
+from dust3r_ros.alignment.model import CUTOFF, FocalPrior, Lens, Noise, Problem, State, make_lens
 from dust3r_ros.alignment.observations import (
     IntArray,
     SampledEdge,
@@ -21,7 +21,7 @@ from dust3r_ros.alignment.observations import (
     pixel_positions,
 )
 from dust3r_ros.alignment.places import Anchor
-from dust3r_ros.alignment.result import Fit, view_intrinsics
+from dust3r_ros.alignment.result import DenseView, Fit, view_intrinsics
 from dust3r_ros.data import Edge, FloatArray, Intrinsics
 from dust3r_ros.geometry import Similarity, make_pose
 
@@ -37,6 +37,7 @@ class WindowView:
     placement: Placement
     registered: bool = False
     frozen_focal: float | None = None  # log, once the view has left the window
+    dense: DenseView | None = None  # the last one
 
     @property
     def has_depth(self) -> bool:
@@ -60,7 +61,7 @@ class Window:
     """The keyframes that alignment may still move, the older ones their predictions reach, and the cameras' focals.
 
     ``active`` are the movable keyframes, oldest first; ``focals`` belong to the names in ``WindowView.camera``, those
-    of names without a keyframe in reach are kept when ``keep_focals``.
+    of names without a keyframe in reach are kept when ``keep_focals``. ``noise`` is that of the last solution.
     """
 
     def __init__(self, size: int, keep_focals: bool) -> None:
@@ -70,6 +71,7 @@ class Window:
         self.active: list[int] = []
         self.links: list[Link] = []
         self.focals: dict[str, FocalTrack] = {}
+        self.noise: Noise | None = None
 
     def copy(self) -> Window:
         """One that can be changed without changing this."""
@@ -78,6 +80,7 @@ class Window:
         other.active = list(self.active)
         other.links = [replace(link) for link in self.links]
         other.focals = {name: track.copy() for name, track in self.focals.items()}
+        other.noise = self.noise
         return other
 
     def elsewhere(self, held: Mapping[int, Anchor]) -> Window:
@@ -146,7 +149,7 @@ class Window:
 
     def take(self, fit: Fit) -> None:
         """Keep the solution as the views' present estimates."""
-        state = fit.state
+        state, self.noise = fit.state, fit.noise
         for k, v in enumerate(fit.views):
             if v in self.active:
                 view, s = self.views[v], fit.problem.sightings[k]
@@ -167,7 +170,7 @@ class Window:
         for v in leaving:
             view = self.views[v]
             track = self.focals[view.camera]
-            view.frozen_focal = track.log_focal
+            view.frozen_focal, view.dense = track.log_focal, None
             if fit is not None and view.known is None:
                 k = fit.views.index(v)
                 lens, s = fit.problem.lenses[k], fit.problem.sightings[k]
@@ -210,6 +213,7 @@ class Window:
         """Everything in reach follows a change of the world."""
         for view in self.views.values():
             view.placement = view.placement.moved(change)
+            view.dense = view.dense.moved(change) if view.dense is not None else None
         for link in self.links:
             link.log_scale -= float(np.log(change.scale))
 

@@ -202,6 +202,9 @@ class IncrementalRun:
     def result(self) -> Reconstruction:
         """What there is so far, with the newest pose of every keyframe that has one."""
         seconds = time.perf_counter() - self._start
+        for index, estimate in self._reconstructor.settle().items():
+            if index in self._views:
+                self._views[index] = _moved(self._views[index], estimate)
         poses = ((view, self._reconstructor.pose(index)) for index, view in sorted(self._views.items()))
         views = [_moved(view, replace(view.estimate, camera_to_world=pose)) for view, pose in poses if pose is not None]
         cloud, scale = self._reconstructor.map.cloud(), self._reconstructor.metric_scale

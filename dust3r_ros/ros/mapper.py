@@ -1,4 +1,6 @@
-"""From images to the map: one thread looks at every image, another reconstructs those that become keyframes."""
+"""From images to the map: one thread looks at every image; of those that become keyframes a second predicts the
+geometry, and a third puts them into the map.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +9,24 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TypeVar
 
 from dust3r_ros.config import NodeConfig
-from dust3r_ros.data import ByteImage, FloatArray, Update
-from dust3r_ros.errors import DeviceMemoryError, RosError
-from dust3r_ros.keyframes import KeyframeReason
+from dust3r_ros.data import FloatArray, Update
 from dust3r_ros.landmarks import Landmarks
 from dust3r_ros.memory import MapMemory
+from dust3r_ros.paired import PairedKeyframe
 from dust3r_ros.pipeline import Reconstructor
-from dust3r_ros.ros.calibration import CalibrationMissingError
 from dust3r_ros.ros.cameras import Frame, Shot
 from dust3r_ros.ros.frames import MapFrames
-from dust3r_ros.ros.memory import HeapLimit, release_memory
+from dust3r_ros.ros.lookout import Lookout
+from dust3r_ros.ros.memory import HeapLimit, WindowLimit, release_memory
 from dust3r_ros.ros.pose_stream import PoseStream
 from dust3r_ros.ros.publishers import Publishers
-from dust3r_ros.ros.rigs import CameraRig
 from dust3r_ros.ros.saving import Loaded, MapKeeper, Saved, map_inside
-from dust3r_ros.ros.statistics import Drop, Statistics, drop_of
-from dust3r_ros.ros.worker import Worker
+from dust3r_ros.ros.stages import Stages
+from dust3r_ros.ros.statistics import Drop, Statistics
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +34,18 @@ Answer = TypeVar("Answer")
 
 _QUICK_S = 0.5
 _NICE = 5  # of the worker: poses at camera rate come before the next keyframe where both share a processor
-_RETRY_S = 1.0  # between two keyframes of a camera that is lost
-_SAY_S = 5.0  # between two messages about images that cannot be used
+
+
+@dataclass(frozen=True, eq=False)
+class _Paired:
+    """A keyframe that waits for its place; ``camera_in_reference`` (4, 4) is where TF had the camera, if it knew."""
+
+    keyframe: PairedKeyframe
+    camera_in_reference: FloatArray | None
 
 
 class Mapper:
-    """The reconstruction, its two threads, and its results on the publishers.
+    """The reconstruction, its three threads, and its results on the publishers.
 
     ``offer`` is for the executor's thread and only queues. Raises CheckpointError for a model that cannot be loaded.
     """
@@ -55,27 +62,27 @@ class Mapper:
         self.failure = ""  # what the last keyframe failed with, empty when it did not
         self._outputs = outputs
         self._changed = changed
-        self._unplaced: dict[str, float] = {}  # when a camera's last keyframe was not placed, time.monotonic()
         self._reconstructor = Reconstructor(config.reconstructor)
         self._reconstructor.warm_up()
         self._keeper = MapKeeper(self._reconstructor, frames.map, config.map_folder, name)
-        self._window = config.reconstructor.window
+        self._limit = self._new_limit()
         self._newest_ns = 0
-        self._said_at = -_SAY_S
-        self._anew: set[str] = set()  # cameras whose next image is to be a keyframe
         self._heap = HeapLimit()
-        self._rig = CameraRig(frames.baseline_m, self._reconstructor.add_baseline)
         self._landmarks = Landmarks()
         self._poses = PoseStream(config, frames, outputs, statistics.tracking, self._landmarks, self._on_lost)
         self._counting = threading.Lock()  # an image is counted and queued at once, or a reset clears both
-        self._lookout: Worker[Shot] = Worker(self._look, config.image_history, self._on_unusable)
-        self._worker: Worker[Frame] = Worker(self._reconstruct, config.queue_size, self._on_failed, nice=_NICE)
+        self._worker: Stages[Frame, _Paired] = Stages(
+            self._pair, self._reconstruct, config.queue_size, self._on_failed, nice=_NICE
+        )
+        self._lookout = Lookout(
+            self._reconstructor, frames, self._poses, self._worker, statistics, config.image_history
+        )
         self._lookout.start()
         self._worker.start()
 
     @property
     def reconstructor(self) -> Reconstructor:
-        """The reconstruction; its map belongs to the worker's thread."""
+        """The reconstruction; its map belongs to the worker's second thread."""
         return self._reconstructor
 
     @property
@@ -86,7 +93,7 @@ class Mapper:
     @property
     def window(self) -> int:
         """Keyframes a new one is paired with; fewer than configured where the device's memory is short."""
-        return self._window
+        return self._limit.keyframes
 
     @property
     def failed_saves(self) -> tuple[int, str]:
@@ -102,7 +109,7 @@ class Mapper:
 
     def take_next(self, cameras: list[str]) -> None:
         """Make the next image of each camera a keyframe, if there is anything to be seen in it."""
-        self._anew.update(cameras)
+        self._lookout.take_next(cameras)
 
     def reconfigure(self, config: NodeConfig) -> None:
         """Take over the live options."""
@@ -125,8 +132,8 @@ class Mapper:
             task.add_done_callback(self._on_published)
 
     def reset(self) -> Future[None]:
-        """Forget map, path, counts and what waits, once neither thread is at work on an image."""
-        return self._lookout.call(lambda: self._worker.call(self._reset).result())
+        """Forget map, path, counts and what waits, once no thread is at work on an image."""
+        return self._lookout.call(lambda: self._worker.call_alone(self._reset).result())
 
     def save(self, path: str) -> Future[Saved]:
         """Write the map to a folder inside the configured one, before the waiting keyframes are worked on."""
@@ -136,7 +143,7 @@ class Mapper:
 
     def load(self, memory: MapMemory) -> Future[Loaded]:
         """Go on in a map; what was mapped, counted and waits is forgotten."""
-        return self._lookout.call(lambda: self._worker.call(lambda: self._load(memory)).result())
+        return self._lookout.call(lambda: self._worker.call_alone(lambda: self._load(memory)).result())
 
     def resume(self) -> None:
         """Go on in the map that the node saved by itself, if ``resume`` says so."""
@@ -160,61 +167,29 @@ class Mapper:
         stopped = all([self._worker.stop(_QUICK_S), self._lookout.stop(_QUICK_S)])
         self._keeper.ended()
         if stopped:
-            del self._reconstructor, self._keeper
+            del self._reconstructor, self._keeper, self._lookout, self._limit
             release_memory()
         return stopped
-
-    # In the lookout's thread.
-
-    def _look(self, shot: Shot) -> None:
-        frame = shot.read()
-        anew = frame.camera in self._anew or self._tries_again(frame.camera)
-        decision = self._reconstructor.select(frame.image, frame.stamp_ns, frame.camera, anew=anew)
-        self._rig.meet(frame)
-        wanted = decision.reason is KeyframeReason.NEAR and self._rig.wants(frame)
-        taken = decision.take or wanted
-        if not taken:
-            self.statistics.dropped(drop_of(decision.reason))
-        companions = self._take(frame) if taken else []
-        self._poses.look(frame, taken=taken)  # last: a keyframe does not wait for it
-        for late in companions:
-            self._poses.take(late)
-        for mate in [frame, *companions] if wanted else companions:  # which their own selection did not take
-            self._reconstructor.taken(mate.image, mate.camera)
 
     def _on_lost(self, camera: str) -> None:
         """A camera is not tracked for long: alignment may place a keyframe, unless it has enough to do."""
         if self.queue_length == 0:
-            self._anew.add(camera)
+            self.take_next([camera])
 
-    def _tries_again(self, camera: str) -> bool:
-        """Whether a camera that the map does not know where it is may be found by another image."""
-        failed_at = self._unplaced.get(camera)
-        if failed_at is None or time.monotonic() - failed_at < _RETRY_S:
-            return False
-        del self._unplaced[camera]
-        return True
+    # In the worker's threads: in the first one.
 
-    def _take(self, frame: Frame) -> list[Frame]:
-        """Queue a keyframe, and those that belong to it, which are returned."""
-        self._anew.discard(frame.camera)
-        companions = self._rig.taken(frame)
-        self.statistics.dropped(Drop.NOT_NEEDED, -len(companions))
-        for taken in (frame, *companions):
-            if (gone := self._worker.offer(taken)) is not None:
-                self.statistics.dropped(Drop.QUEUE_FULL)
-                self._poses.forget(gone)
-        return companions
+    def _pair(self, frame: Frame) -> _Paired | None:
+        known = self.frames.camera_in_reference(frame.camera_frame, frame.stamp_ns, self.config.transform_timeout)
+        if known is None and self._reconstructor.keyframes < 2:  # the map cannot begin anywhere
+            self.statistics.dropped(Drop.NO_TRANSFORM)
+            self.take_next([frame.camera])
+            return None
+        image = frame.image if frame.lens is None else frame.lens.undistorted(frame.image)
+        intrinsics = frame.lens.intrinsics if frame.lens is not None else None
+        keyframe = self._limit.within(lambda: self._reconstructor.pair(image, frame.stamp_ns, frame.camera, intrinsics))
+        return _Paired(keyframe, known)
 
-    def _on_unusable(self, shot: Shot, error: Exception) -> None:
-        waits = isinstance(error, CalibrationMissingError)
-        self.statistics.dropped(Drop.NO_CALIBRATION if waits else Drop.INVALID)
-        kind = "" if isinstance(error, RosError) else f"{type(error).__name__}: "
-        if time.monotonic() - self._said_at >= _SAY_S:
-            self._said_at = time.monotonic()
-            log.warning("image skipped: %s%s", kind, error)
-
-    # In the worker's thread.
+    # In the second one.
 
     def _reset(self) -> None:
         self._reconstructor.reset()
@@ -232,11 +207,9 @@ class Mapper:
 
     def _forget(self) -> None:
         """Nothing of the images before is left, but the model and the map."""
-        self._rig = CameraRig(self.frames.baseline_m, self._reconstructor.add_baseline)
         self._landmarks.clear()
-        self._poses.reset()
-        self._unplaced.clear()
-        self._window = self.config.reconstructor.window
+        self._lookout.forget()
+        self._limit = self._new_limit()
         with self._counting:
             self._lookout.clear()
             self._worker.clear()
@@ -244,31 +217,41 @@ class Mapper:
             self.map_points, self.failure = 0, ""
         release_memory()
 
-    def _reconstruct(self, frame: Frame) -> None:
-        known = self.frames.camera_in_reference(frame.camera_frame, frame.stamp_ns, self.config.transform_timeout)
-        if known is None and self._reconstructor.keyframes < 2:  # the map cannot begin anywhere
-            self.statistics.dropped(Drop.NO_TRANSFORM)
-            self._anew.add(frame.camera)
-            return
-        update = self._within_memory(frame, self._undistorted(frame))
-        self.map_points = len(self._reconstructor.map)
+    def _new_limit(self) -> WindowLimit:
+        return WindowLimit(self.config.reconstructor.window, self._reconstructor.limit_window)
+
+    def _reconstruct(self, frame: Frame, paired: _Paired) -> None:
+        known = paired.camera_in_reference
+        update = self._limit.within(lambda: self._reconstructor.place(paired.keyframe))
         self.failure = ""
         self._feed_scale(frame, known)
         if update.view.registered:
             self._newest_ns = frame.stamp_ns
             self._keeper.changed()
-            self._publish(frame, update, known)
         else:
-            self._unplaced[frame.camera] = time.monotonic()
-        self.statistics.finished(update, frame.arrived)
+            self._lookout.not_placed(frame.camera)
+        try:
+            resized = update.view.registered and self._publish(frame, update, known)
+            latency_s = time.monotonic() - frame.arrived
+        finally:  # what has its place is in the map, whatever becomes of its messages
+            update = self._reconstructor.fuse(update)
+            self.map_points = len(self._reconstructor.map)
+        if update.view.registered:
+            self._outputs.revised()
+        if resized:  # all of the map at once, whatever its period
+            self._outputs.latest(frame.stamp_ns, self._reconstructor, 0.0)
+        self.statistics.finished(update, latency_s)
         self._changed()
-        if changes := self._reconstructor.close_loops():  # after publishing: a keyframe does not wait for it
+        self._close_loops()
+        self._heap.keep(idle=self._worker.queue_length == 0)
+
+    def _close_loops(self) -> None:
+        if changes := self._reconstructor.close_loops():
             self._landmarks.follow(changes)
             self._outputs.jumped()
             self._keeper.changed()
             self._outputs.revised()
             self.map_points = len(self._reconstructor.map)
-        self._heap.keep(idle=self._worker.queue_length == 0)
 
     def _feed_scale(self, frame: Frame, camera_in_reference: FloatArray | None) -> None:
         """Tell the reconstruction where odometry has the camera, for the scale from the next keyframe on.
@@ -283,7 +266,8 @@ class Mapper:
         except ValueError as error:  # time went back and the map was kept (on_time_jump)
             log.debug("odometry is not used for the scale: %s", error)
 
-    def _publish(self, frame: Frame, update: Update, camera_in_reference: FloatArray | None) -> None:
+    def _publish(self, frame: Frame, update: Update, camera_in_reference: FloatArray | None) -> bool:
+        """What a keyframe gives before its points are in the map; whether all of the map has another size now."""
         pose = update.view.camera_to_world
         begins = self._reconstructor.keyframes == 1
         if begins:
@@ -294,28 +278,10 @@ class Mapper:
         resized = self.frames.map.measured(self._reconstructor.metric_scale)
         if begins or resized:
             self._outputs.jumped()
-        self._landmarks.take(update)
         self._poses.keyframe(frame, pose, camera_in_reference)
+        self._landmarks.take(update)
         self._outputs.keyframe(update, frame.camera_frame, self.config.reconstructor.map)
-        if resized:  # all of the map at once, whatever its period
-            self._outputs.latest(frame.stamp_ns, self._reconstructor, 0.0)
-
-    def _undistorted(self, frame: Frame) -> ByteImage:
-        return frame.image if frame.lens is None else frame.lens.undistorted(frame.image)
-
-    def _within_memory(self, frame: Frame, image: ByteImage) -> Update:
-        """Reconstruct with as much of the window as the device has memory for."""
-        intrinsics = frame.lens.intrinsics if frame.lens is not None else None
-        while True:
-            try:
-                return self._reconstructor.reconstruct(image, frame.stamp_ns, frame.camera, intrinsics)
-            except DeviceMemoryError as error:
-                if self._window == 1:
-                    raise
-                self._window //= 2
-                log.warning("%s: keyframes are paired with %d older ones from now on", error, self._window)
-                self._reconstructor.limit_window(self._window)
-                release_memory()
+        return resized
 
     def _on_published(self, done: Future[None]) -> None:
         if not done.cancelled() and (error := done.exception()) is not None and self._outputs.alive:

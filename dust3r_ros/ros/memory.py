@@ -10,10 +10,19 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import os
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+from dust3r_ros.errors import DeviceMemoryError
+
+log = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
 
 SLACK_MB = 32.0  # freed memory that may be kept for the next keyframes: the system clears each page it hands out
 
@@ -65,3 +74,28 @@ class HeapLimit:
             self._needed_mb = resident_mb()
         else:
             self._needed_mb = min(self._needed_mb, resident)
+
+
+class WindowLimit:
+    """How many keyframes a new one is paired with: fewer than configured where the device's memory is short."""
+
+    def __init__(self, keyframes: int, shorten: Callable[[int], None]) -> None:
+        """``shorten`` is told of each smaller number."""
+        self.keyframes = keyframes
+        self._shorten = shorten
+
+    def within(self, step: Callable[[], ResultT]) -> ResultT:
+        """What a step gives, with as much of the window as there is memory for.
+
+        Raises DeviceMemoryError when there is none for a single keyframe.
+        """
+        while True:
+            try:
+                return step()
+            except DeviceMemoryError as error:
+                if self.keyframes == 1:
+                    raise
+                self.keyframes //= 2
+                log.warning("%s: keyframes are paired with %d older ones from now on", error, self.keyframes)
+                self._shorten(self.keyframes)
+                release_memory()

@@ -14,6 +14,7 @@ from dust3r_ros.ros.frames import MapFrames
 from dust3r_ros.ros.map_frame import TfEdge
 from dust3r_ros.ros.odometry import PosedImage
 from dust3r_ros.ros.publishers import Publishers
+from dust3r_ros.ros.stages import IN_HAND
 from dust3r_ros.ros.tracking_statistics import PoseFate, TrackingStatistics
 from dust3r_ros.tracking import Straighten, Tracker
 
@@ -80,7 +81,7 @@ class PoseStream:
 
     def _tracker(self, camera: str) -> Tracker:
         if camera not in self._trackers:
-            waiting = self.config.queue_size + 1  # and the one that is worked on
+            waiting = self.config.queue_size + IN_HAND
             self._trackers[camera] = Tracker(camera, self.config.reconstructor.tracking, self._landmarks, waiting)
         return self._trackers[camera]
 

@@ -157,17 +157,16 @@ class Publishers:
             self._odometry.forget()
 
     def keyframe(self, update: Update, camera_frame: str, config: MapConfig) -> None:
-        """What a new, registered keyframe gives at once, beside its pose. Path and map follow when they are due."""
+        """What a new, registered keyframe gives at once, beside its pose. Path and map follow (``revised``)."""
         stamp, world, pixels = update.keyframe.stamp_ns, self._world.name, update.keyframe.image.pixels
         view = changed_view(update.view, self._world.from_world)
         self._publishers["camera_info"].publish(camera_info_message(stamp, camera_frame, update.intrinsics))
         self.publish("points", lambda: cloud_message(stamp, world, view_cloud(view, pixels, config)))
         self.publish("depth", lambda: depth_message(stamp, camera_frame, view.depth))
         self._lens = update.intrinsics
-        self.revised()
 
     def revised(self) -> None:
-        """Keyframes came, or a loop closure moved old ones: path, frusta and map follow when they are due."""
+        """Keyframes are in the map, or a loop closure moved old ones: path, frusta and map follow when they are due."""
         for schedule in (self._map, self._trajectory, self._frusta):
             schedule.changed()
 

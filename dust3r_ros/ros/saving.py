@@ -73,7 +73,7 @@ def save_map(reconstructor: Reconstructor, frame: MapFrame, intrinsics: Intrinsi
     ``intrinsics`` are the camera's for its original image, None when unknown: then there is no ``cameras.json``.
     Raises RosError for an empty map and ExportError when the system refuses.
     """
-    cloud = frame.placed(reconstructor.map.cloud())
+    cloud = frame.placed(reconstructor.cloud())
     trajectory = frame.path(reconstructor.trajectory())
     if not len(cloud):
         raise RosError("the map is empty: there is nothing to save")

@@ -100,17 +100,16 @@ class Statistics:
         with self._lock:
             self._dropped[reason] += count
 
-    def finished(self, update: Update, arrived: float) -> None:
-        """A keyframe is done and published; ``arrived`` is this clock's time at which its image came."""
+    def finished(self, update: Update, latency_s: float) -> None:
+        """A keyframe is done; ``latency_s`` from its image's arrival to its points published."""
         with self._lock:
             self._lost = not update.view.registered
             if self._lost:
                 self._dropped[Drop.FAILED] += 1
                 return
-            now = self._clock()
             self._keyframes += 1
-            self._times.append(now)
-            self._latency_ms = 1e3 * (now - arrived)
+            self._times.append(self._clock())
+            self._latency_ms = 1e3 * latency_s
             self._newest = update
 
     def snapshot(self) -> Snapshot:

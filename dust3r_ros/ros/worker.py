@@ -57,6 +57,15 @@ class Worker(Generic[JobT]):
             self._changed.notify_all()
             return dropped
 
+    def put(self, job: JobT) -> bool:
+        """Queue a job once there is room for it; False when there never will be, because the worker stops."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or len(self._jobs) < self._capacity)
+            if not self._stopping:
+                self._jobs.append(job)
+                self._changed.notify_all()
+            return not self._stopping
+
     def call(self, task: Callable[[], ResultT]) -> Future[ResultT]:
         """Run a task in the worker's thread, before the waiting jobs; the future has its result or exception."""
         future: Future[ResultT] = Future()
@@ -84,6 +93,7 @@ class Worker(Generic[JobT]):
         with self._changed:
             count = len(self._jobs)
             self._jobs.clear()
+            self._changed.notify_all()
             return count
 
     @property
@@ -135,6 +145,7 @@ class Worker(Generic[JobT]):
             if self._tasks:
                 return self._tasks.popleft()[1]
             job = self._jobs.popleft()
+            self._changed.notify_all()
             return lambda: self._do(job)
 
     def _do(self, job: JobT) -> None:

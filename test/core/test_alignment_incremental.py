@@ -5,7 +5,7 @@ import pytest
 from alignment_scenes import compare, make_truth, predict, predict_all, window_pairs
 from scipy.spatial.transform import Rotation
 
-from dust3r_ros.alignment import IncrementalAligner, align
+from dust3r_ros.alignment import IncrementalAligner, align, dense
 from dust3r_ros.config import AlignmentConfig
 from dust3r_ros.data import Intrinsics, PairState
 from dust3r_ros.errors import AlignmentError
@@ -207,3 +207,53 @@ def test_a_change_of_the_world_is_followed_and_the_walk_goes_on():
             aligner.move(change)
             estimates = {v: changed_view(view, change) for v, view in estimates.items()}
     assert compare(truth, estimates).worst < 1e-4
+
+
+def newest(truth, edges, monkeypatch, still):
+    """The estimates after a walk of which every keyframe was estimated anew that moved by ``still`` or more."""
+    aligner, estimates, updates = IncrementalAligner(CONFIG, 3), {}, []
+    monkeypatch.setattr(dense, "STILL", still)
+    for k in range(truth.views):
+        new = [e for e in edges if max(e.i, e.j) == k]
+        updates.append(aligner.add(k, new, camera="left", size=(24, 32)))
+        estimates.update({k: updates[-1].view, **updates[-1].moved})
+    return {**estimates, **aligner.settle()}, updates
+
+
+def test_keyframes_that_hardly_moved_are_estimated_anew_when_they_leave_and_end_as_if_they_always_were(monkeypatch):
+    truth = make_truth(9, seed=3)
+    edges = predict_all(truth, window_pairs(9, 3), noise=0.03)
+    lazy, updates = newest(truth, edges, monkeypatch, dense.STILL)
+    eager, every = newest(truth, edges, monkeypatch, 0.0)
+    assert [len(update.refined) for update in every] == [len(update.moved) for update in every]
+    assert sum(len(update.refined) for update in updates) < 0.6 * sum(len(update.refined) for update in every)
+    assert all(update.left.keys() <= update.refined for update in updates)
+    for k in range(9):
+        np.testing.assert_array_equal(lazy[k].camera_to_world, eager[k].camera_to_world)
+        np.testing.assert_array_equal(lazy[k].depth, eager[k].depth)
+        np.testing.assert_array_equal(lazy[k].confidence, eager[k].confidence)
+
+
+def test_a_keyframe_that_hardly_moved_has_its_depth_to_the_present_scale_at_its_present_pose(monkeypatch):
+    truth = make_truth(9, seed=3)
+    edges = predict_all(truth, window_pairs(9, 3), noise=0.03)
+    _, updates = newest(truth, edges, monkeypatch, dense.STILL)
+    _, every = newest(truth, edges, monkeypatch, 0.0)
+    carried = [(k, v) for k, update in enumerate(updates) for v in update.moved.keys() - update.refined]
+    assert len(carried) > 6
+    for k, v in carried:
+        lazy, eager = updates[k].moved[v], every[k].moved[v]
+        np.testing.assert_array_equal(lazy.camera_to_world, eager.camera_to_world)
+        assert lazy.intrinsics == eager.intrinsics
+        assert np.median(lazy.depth / eager.depth) == pytest.approx(1, abs=2e-3)
+        assert np.median(abs(lazy.depth / eager.depth - 1)) < 0.02
+
+
+def test_a_keyframe_that_moved_is_estimated_anew_at_once(monkeypatch):
+    truth, other = make_truth(6, seed=3), make_truth(6, seed=99, spacing=-0.7)
+    good = predict_all(truth, window_pairs(6, 3), noise=0.01)
+    edges = [predict(other, 3, 2) if (e.i, e.j) == (3, 2) else e for e in good]  # keyframe 3 begins at a wrong place
+    _, updates = newest(truth, edges, monkeypatch, dense.STILL)
+    assert updates[1].refined == {0}  # it had no depth
+    calm = newest(truth, good, monkeypatch, dense.STILL)[1]
+    assert {v for update in updates[3:] for v in update.refined} >= {v for update in calm[3:] for v in update.refined}

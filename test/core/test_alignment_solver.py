@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from dust3r_ros.alignment import align
 from dust3r_ros.alignment.depth import OwnMap, SeenMap, fuse_depth
 from dust3r_ros.alignment.initialise import pose_from_rays, robust_similarity
 from dust3r_ros.alignment.intrinsics import FocalTrack, pool_focals, view_focal
-from dust3r_ros.alignment.linearise import linearise_view, own_errors, seen_errors
+from dust3r_ros.alignment.linearise import linearise_view
 from dust3r_ros.alignment.model import Noise, Problem, State, make_lens
 from dust3r_ros.alignment.observations import collect_sightings, grid_pixels, pixel_positions, sample_edge
+from dust3r_ros.alignment.sight import own_errors, seen_errors
 from dust3r_ros.alignment.solve import apply_step, number_columns, view_columns
 from dust3r_ros.alignment.sparse import damping_diagonal, factorise, with_diagonal
 from dust3r_ros.data import Intrinsics, PairState
@@ -255,3 +257,13 @@ def test_what_nothing_observes_stays_and_the_rest_is_solved(damping):
     step = factorise(with_diagonal(normal, damping_diagonal(normal.diagonal(), damping))).solve(np.array([1.0, 2, 0]))
     expected = np.linalg.solve(normal.toarray()[:2, :2] + damping * np.diag([4.0, 9]), [1, 2])
     np.testing.assert_allclose(step, [*expected, 0], atol=1e-8)
+
+
+def test_a_solution_does_not_depend_on_whether_the_geometry_is_kept_between_steps(monkeypatch):
+    truth = make_truth(5, seed=2)
+    edges = predict_all(truth, window_pairs(5, 3), noise=0.03)
+    kept = align(edges, 5).views
+    monkeypatch.setattr("dust3r_ros.alignment.solve.KEPT_RESIDUALS", 0)
+    for one, other in zip(kept, align(edges, 5).views, strict=True):
+        np.testing.assert_array_equal(one.camera_to_world, other.camera_to_world)
+        np.testing.assert_array_equal(one.depth, other.depth)

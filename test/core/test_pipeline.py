@@ -5,12 +5,15 @@ import weakref
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
+from dust3r_ros.alignment import dense
 from dust3r_ros.batch import reconstruct
 from dust3r_ros.config import ReconstructorConfig
 from dust3r_ros.data import Intrinsics, PairPrediction, PairState, PreparedImage
 from dust3r_ros.errors import AlignmentError
 from dust3r_ros.geometry import procrustes
+from dust3r_ros.mapping.cloud import PointCloud
 from dust3r_ros.options import make_config
 from dust3r_ros.pairing import SceneGraph, make_pairs
 from dust3r_ros.pipeline import Reconstructor, SourceImage
@@ -240,12 +243,12 @@ def test_a_limited_window_pairs_with_fewer_keyframes_until_the_next_reset(walk, 
     reconstructor.limit_window(1)
     for image, stamp in spread[4:7]:
         assert reconstructor.add(image, stamp).view.registered
-    assert predictor.pairs == [0, 2, 4, 6, 2, 2, 2]
+    assert predictor.pairs == [2, 4, 6, 2, 2, 2]
     assert ate_percent(walk, reconstructor.trajectory()) < 1.0
     reconstructor.reset()
     for image, stamp in spread[:4]:
         reconstructor.add(image, stamp)
-    assert predictor.pairs[7:] == [0, 2, 4, 6]
+    assert predictor.pairs[6:] == [2, 4, 6]
 
 
 def test_an_image_is_taken_anew_whether_or_not_anything_moved(images, truth):
@@ -266,7 +269,7 @@ def test_a_map_that_begins_anew_says_so_and_keeps_to_a_limited_window(walk, imag
     np.testing.assert_array_equal(reconstructor.pose(anew.keyframe.index), anew.view.camera_to_world)
     for image, stamp in spread[2:5]:
         assert reconstructor.add(image, stamp).view.registered
-    assert predictor.pairs == [0, 2, 2, 2, 2]
+    assert predictor.pairs == [2, 2, 2, 2]
 
 
 class Apart(Unreliable):
@@ -292,3 +295,51 @@ def test_two_cameras_without_a_common_view_do_not_begin_the_map_anew_in_turns(im
     cameras = ["left", "right"] * 4
     updates = [reconstructor.add(*image, camera) for image, camera in zip(images[::2], cameras)]
     assert [u.view.registered for u in updates] == [camera == "left" for camera in cameras]
+
+
+class Rough(TruePredictor):
+    """The truth with errors, as large as a network's."""
+
+    def predict(self, pairs):
+        return [self._rough(p, 100 * a.frame + b.frame) for (a, b), p in zip(pairs, super().predict(pairs))]
+
+    @staticmethod
+    def _rough(p: PairPrediction, seed: int) -> PairPrediction:
+        rng = np.random.default_rng(seed)
+        points = [
+            (q * (1 + 0.04 * rng.standard_normal((*q.shape[:2], 1)))).astype(np.float32)
+            for q in (p.points_i, p.points_j)
+        ]
+        return PairPrediction(points[0], p.conf_i, points[1], p.conf_j, p.state)
+
+
+def settled(walk, images, monkeypatch, still: float) -> tuple[PointCloud, int]:
+    """The map when every keyframe was put in anew that moved by ``still`` or more, and how often that was."""
+    monkeypatch.setattr(dense, "STILL", still)
+    config = make_config(ReconstructorConfig, {"keyframes.every_image": True})
+    reconstructor, again = Reconstructor(config, Rough(walk, image_size=SIZE)), []
+    replace = reconstructor.map.replace
+    monkeypatch.setattr(reconstructor.map, "replace", lambda index, view: again.append(replace(index, view)))
+    for image, stamp in images[:32:4]:
+        assert reconstructor.add(image, stamp).view.registered
+    reconstructor.settle()
+    assert reconstructor.settle() == {}
+    return reconstructor.map.cloud(), sum(again)
+
+
+def test_a_settled_map_is_what_it_is_when_all_that_moves_is_put_in_anew(walk, images, monkeypatch):
+    lazy, seldom = settled(walk, images, monkeypatch, dense.STILL)
+    eager, often = settled(walk, images, monkeypatch, 0.0)
+    assert len(lazy) == len(eager)
+    distances, _ = cKDTree(lazy.points).query(eager.points)
+    assert np.percentile(distances, 99.9) < 1e-5
+    assert seldom < 0.7 * often
+
+
+def test_a_map_is_remembered_as_exact_as_it_can_be(walk, images):
+    config = make_config(ReconstructorConfig, {"keyframes.every_image": True})
+    reconstructor = Reconstructor(config, Rough(walk, image_size=SIZE))
+    for image, stamp in images[:16:4]:
+        reconstructor.add(image, stamp)
+    reconstructor.memory()
+    assert reconstructor.settle() == {}

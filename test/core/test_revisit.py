@@ -193,7 +193,8 @@ def test_a_lost_path_goes_on_where_the_place_is_known(walk, images, truth, caplo
     updates = [reconstructor.add(*images[k]) for k in CARRIED]
     assert [u.view.registered for u in updates] == [True] * len(CARRIED)
     assert "was found again at keyframe" in caplog.text
-    assert set(updates[16].moved) == set()
+    assert updates[16].moved.keys() == updates[16].refined  # whose depth was not as exact as it could be
+    assert set(updates[16].moved) <= {13, 14}
     assert ate_percent(walk, reconstructor) < 0.3
 
 

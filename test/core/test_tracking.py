@@ -340,9 +340,8 @@ def test_a_loop_closure_resizes_what_was_tracked_against_a_keyframe(walk, images
         last = update or last
     before = frames.poses()
     double = Similarity(2.0, np.eye(3), np.zeros(3))
-    changes = {index: double.matrix() for index in reconstructor._placed}
-    for index, placed in reconstructor._placed.items():
-        reconstructor._placed[index] = replace(placed, camera_to_world=double.apply_to_pose(placed.camera_to_world))
+    changes = {index: double.matrix() for index in reconstructor._placed.all()}
+    reconstructor._placed.follow(dict.fromkeys(changes, double))
     nothing = replace(last.view, registered=False)
     frames._take(replace(last, view=nothing, moved={}, corrections=changes))
     for (stamp_ns, old), (stamp_again, new) in zip(before, frames.poses(), strict=True):

@@ -1,6 +1,6 @@
 """The real node, in which a named part fails when told: DUST3R_TEST_FAULTS holds names, separated by commas.
 
-predictor:N   the predictor raises at its N-th call, from 1 on
+predictor:N   the predictor raises at its N-th call, from 1 on: the one for keyframe N + 1
 memory:N      the device is out of memory whenever N pairs or more are to be predicted at once
 slow:S        each prediction takes S seconds longer
 """

@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from dust3r_ros.config import NodeConfig
-from dust3r_ros.data import Intrinsics
+from dust3r_ros.data import Intrinsics, Update
 from dust3r_ros.geometry import Similarity, backproject, invert_pose, make_pose, transform_points
 from dust3r_ros.options import make_config
 from dust3r_ros.pipeline import Reconstructor
@@ -93,13 +93,17 @@ class Session:
     def see(self, index: int) -> dict[str, list]:
         """Work on one frame and refresh, as the node does; what was published."""
         before = {name: len(outlet.sent) for name, outlet in self.outlets.items()}
-        frame = self.frame(index)
-        self.mapper.offer(Shot(frame.stamp_ns, lambda: frame))
-        assert self.mapper._lookout.wait_idle(PATIENCE_S) and self.mapper._worker.wait_idle(PATIENCE_S)
+        self.offer(index)
         self.mapper.refresh()
         assert self.mapper._worker.wait_idle(PATIENCE_S)
         assert self.mapper.failure == ""
         return {name: outlet.sent[before[name] :] for name, outlet in self.outlets.items()}
+
+    def offer(self, index: int) -> None:
+        """Work on one frame."""
+        frame = self.frame(index)
+        self.mapper.offer(Shot(frame.stamp_ns, lambda: frame))
+        assert self.mapper._lookout.wait_idle(PATIENCE_S) and self.mapper._worker.wait_idle(PATIENCE_S)
 
     @property
     def metric(self) -> bool:
@@ -181,10 +185,42 @@ def test_whoever_takes_speeds_is_told_of_each_jump_of_the_map(session, monkeypat
     before = len(jumps)
     changes = {0: Similarity.identity()}
     monkeypatch.setattr(session.mapper.reconstructor, "close_loops", lambda: changes)
-    session.mapper._reconstruct(session.frame(FRAMES - 1))
+    session.offer(FRAMES - 1)
     assert len(jumps) > before
     session.mapper.reset().result(PATIENCE_S)
     assert len(jumps) > before + 1
+
+
+def test_a_keyframe_is_published_before_its_points_are_put_into_the_map(session, monkeypatch):
+    fuse, sent = session.mapper.reconstructor.fuse, []
+
+    def fused(update: Update) -> Update:
+        sent.append({len(session.outlets[name].sent) for name in ("tf", "pose", "points", "camera_info", "depth")})
+        return fuse(update)
+
+    monkeypatch.setattr(session.mapper.reconstructor, "fuse", fused)
+    for index in range(3):
+        session.see(index)
+    assert sent == [{1}, {2}, {3}]
+    assert session.mapper.map_points == len(session.mapper.reconstructor.map) > 0
+
+
+def test_a_keyframe_whose_messages_fail_is_in_the_map_all_the_same(session, monkeypatch):
+    session.see(0)
+    session.see(5)
+    before = session.mapper.map_points
+
+    def fails(message: object) -> None:
+        raise RuntimeError("no room for a message")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(session.outlets["points"], "publish", fails)
+        session.offer(10)
+    assert session.mapper.failure == "RuntimeError: no room for a message"
+    assert session.mapper.map_points > before
+    session.see(15)
+    assert len(session.mapper.reconstructor.trajectory()) == 4
+    assert len(session.outlets["points"].sent) == 3
 
 
 def scaled(k: Intrinsics, width: int, height: int) -> Intrinsics:

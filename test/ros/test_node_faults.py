@@ -16,7 +16,7 @@ THREE = ("window:=3", *(given for given in SMALL if not given.startswith("window
 
 
 def test_a_keyframe_whose_computation_raises_is_dropped_and_reported_and_the_next_ones_are_mapped(start):
-    rig = start(*SMALL, module="faulty_node", faults="predictor:3")
+    rig = start(*SMALL, module="faulty_node", faults="predictor:2")
     with running(rig):
         rig.film(f"{rig.namespace}/image", ["rgb8"] * 3)
         rig.wait(lambda: rig.diagnostics["mapping"].level == DiagnosticStatus.ERROR)

@@ -87,7 +87,7 @@ class Lookout:
 
     def look(self, camera: str, number: int, shown: np.ndarray) -> None:
         taken = Frame(camera, f"{camera}_frame", shown, number * 33 * MS, None, time.monotonic())
-        self.mapper._look(Shot(taken.stamp_ns, lambda: taken))
+        self.mapper._lookout.look(Shot(taken.stamp_ns, lambda: taken))
 
     def walk(self, images: int) -> dict[str, list[int]]:
         for number in range(images):
@@ -190,7 +190,7 @@ def test_two_cameras_with_static_transforms_make_the_map_metric(start, every_ima
         places = 8 if every_image else 34
         for place in range(places):
             cameras.take(place)
-        rig.wait(rig.settled)
+        rig.wait(lambda: rig.settled() and len(rig.recorded.path) == rig.recorded.status.keyframes)  # of both cameras
         assert "are a rig, 0.300 m apart" in rig.log()
         stamps = [stamp for stamp, _ in rig.recorded.path]
         assert len(stamps) == 2 * len(set(stamps)) == rig.recorded.status.keyframes  # both cameras, each time

@@ -27,7 +27,7 @@ def test_counts_rate_and_latency():
     for second in range(5):
         statistics.received(second)
         clock.now += 1.0
-        statistics.finished(update(), arrived=clock.now - 0.25)
+        statistics.finished(update(), latency_s=0.25)
     statistics.dropped(Drop.BLURRED, 2)
     snapshot = statistics.snapshot()
     assert (snapshot.received, snapshot.keyframes, snapshot.stamp_ns) == (5, 5, 4)

@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from queue import Queue
 
 import pytest
@@ -136,3 +136,17 @@ def test_a_nice_worker_gives_way_and_no_other_thread_does():
     assert found.get(timeout=PATIENCE_S) == usual + 3
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == usual
     assert worker.stop(PATIENCE_S)
+
+
+def test_a_job_that_must_not_displace_another_waits_for_room_or_for_the_end(gate):
+    worker = started(gate, capacity=1)
+    assert worker.put("second")
+    with ThreadPoolExecutor(2) as pool:
+        third = pool.submit(worker.put, "third")
+        assert not third.done() and worker.queue_length == 1
+        gate.opened.set()
+        assert third.result(PATIENCE_S)
+        assert worker.wait_idle(PATIENCE_S)
+        assert gate.done == ["first", "second", "third"]
+    assert worker.stop(PATIENCE_S)
+    assert not worker.put("late")
