@@ -58,6 +58,13 @@ class Robot:
         return ""
 
 
+def level(base_in_odometry: np.ndarray) -> np.ndarray:
+    """A base in the frame at its place whose z is odometry's, and whose x is the base's as seen from above."""
+    ahead = np.array([*base_in_odometry[:2, 0], 0.0]) / np.linalg.norm(base_in_odometry[:2, 0])
+    up = np.array([0.0, 0.0, 1.0])
+    return make_pose(np.stack([ahead, np.cross(up, ahead), up]) @ base_in_odometry[:3, :3], np.zeros(3))
+
+
 class Session:
     """A mapper with true predictions, on publishers that keep their messages."""
 
@@ -113,7 +120,8 @@ class Session:
     def start(self) -> np.ndarray:
         """The first camera in the map."""
         odometry = self.robot.lookup("odom", "optical", self.walk.stamps_ns[0], 0.0)
-        return {"camera": np.eye(4), "base": BASE_TO_CAMERA, "odom": odometry}[self.mode]
+        base = level(odometry @ invert_pose(BASE_TO_CAMERA)) @ BASE_TO_CAMERA
+        return {"camera": np.eye(4), "base": base, "odom": odometry}[self.mode]
 
     def true_pose(self, index: int) -> np.ndarray:
         """A camera in the map, exactly and in metres."""

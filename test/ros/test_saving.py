@@ -48,7 +48,11 @@ def reconstructor(count: int) -> SimpleNamespace:
     fused = FusedMap()
     fused.restore(None, cloud, 0)
     return SimpleNamespace(
-        map=fused, trajectory=lambda: [(10**9, np.eye(4))], memory=lambda: memory, recall=lambda recalled: None
+        map=fused,
+        cloud=fused.cloud,
+        trajectory=lambda: [(10**9, np.eye(4))],
+        memory=lambda: memory,
+        recall=lambda recalled: None,
     )
 
 
