@@ -90,7 +90,7 @@ class Tracker:
         self._tracks = self._tracks.wanted(known, self._waiting).followed(grey)
         visible = self._tracks.select(self._tracks.visible)
         found = self._locate(visible, known, visible.straight(_grown(image, grey), straighten)).pose
-        if found.camera_to_world is None and self._recaptures():
+        if found.camera_to_world is None and known and self._recaptures():
             found = self._recapture(known, grey, _grown(image, grey), straighten) or found
         self._missed = self._missed + 1 if found.camera_to_world is None else 0
         if keyframe:

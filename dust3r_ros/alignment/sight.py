@@ -76,16 +76,6 @@ def view_geometry(s: Sightings, lens: Lens, state: State, view: int) -> ViewGeom
     return ViewGeometry(own_geometry(s, rays, state, view), seen_geometry(s, rays, state, view))
 
 
-def own_errors(s: Sightings, rays: FloatArray, state: State, view: int) -> Errors:
-    """Errors of the own-frame predictions (A, G)."""
-    return own_geometry(s, rays, state, view).errors
-
-
-def seen_errors(s: Sightings, rays: FloatArray, state: State, view: int) -> Errors:
-    """Errors of the other-frame predictions (B, G); no radial one where the edge has no parallax."""
-    return seen_geometry(s, rays, state, view).errors
-
-
 def seen_components(s: Sightings, rays: FloatArray, state: State, view: int) -> FloatArray:
     """Errors (B, 3, G) of the other-frame predictions: along the line of sight and in two directions across it."""
     return seen_geometry(s, rays, state, view).error

@@ -105,7 +105,7 @@ def run_job(job: Job, changes: Mapping[str, str], started: Callable[[Child], Non
         with Child("dust3r_ros", job.arguments(), job.folder / LOG, {**os.environ, **changes}) as child:
             started(child.start())
             code = child.ended()
-        outcome = _outcome(job, code, time.monotonic() - start)
+        outcome = _outcome(job, code, time.monotonic() - start, killed=child.killed)
         _write_record(outcome)
     except (Dust3rError, OSError) as error:  # the folder cannot be written: other jobs may still work
         return Outcome(job, State.FAILED, str(error), time.monotonic() - start)
@@ -165,10 +165,11 @@ def _stop(child: Child) -> None:
         child.stop()
 
 
-def _outcome(job: Job, code: int, seconds: float) -> Outcome:
+def _outcome(job: Job, code: int, seconds: float, *, killed: bool) -> Outcome:
+    """By a process's exit code; ``killed`` says that it was still writing what it had when it was interrupted."""
     if code == 0:
         return Outcome(job, State.DONE, "", seconds, figures=_figures(job))
-    if code in (_INTERRUPTED, -signal.SIGINT):
+    if killed or code in (_INTERRUPTED, -signal.SIGINT):
         return Outcome(job, State.RUNNING, "interrupted", seconds)
     return Outcome(job, State.FAILED, _why(job, code), seconds, figures=_figures(job))
 

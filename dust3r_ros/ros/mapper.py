@@ -47,7 +47,8 @@ class _Paired:
 class Mapper:
     """The reconstruction, its three threads, and its results on the publishers.
 
-    ``offer`` is for the executor's thread and only queues. Raises CheckpointError for a model that cannot be loaded.
+    ``offer`` is for the executor's thread and only queues. Raises CheckpointError for a model that cannot be loaded,
+    and what ``Reconstructor.warm_up`` does for one that cannot run here.
     """
 
     def __init__(

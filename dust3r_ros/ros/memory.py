@@ -14,6 +14,7 @@ import logging
 import os
 import resource
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -77,12 +78,16 @@ class HeapLimit:
 
 
 class WindowLimit:
-    """How many keyframes a new one is paired with: fewer than configured where the device's memory is short."""
+    """How many keyframes a new one is paired with: fewer than configured where the device's memory is short.
+
+    Several threads may take steps at the same time.
+    """
 
     def __init__(self, keyframes: int, shorten: Callable[[int], None]) -> None:
         """``shorten`` is told of each smaller number."""
         self.keyframes = keyframes
         self._shorten = shorten
+        self._changing = threading.Lock()
 
     def within(self, step: Callable[[], ResultT]) -> ResultT:
         """What a step gives, with as much of the window as there is memory for.
@@ -90,12 +95,19 @@ class WindowLimit:
         Raises DeviceMemoryError when there is none for a single keyframe.
         """
         while True:
+            tried = self.keyframes
             try:
                 return step()
             except DeviceMemoryError as error:
-                if self.keyframes == 1:
+                if tried == 1:
                     raise
+                self._halve(tried, error)
+                release_memory()
+
+    def _halve(self, tried: int, error: DeviceMemoryError) -> None:
+        """Fewer keyframes than a step ``tried``, unless another thread saw to it meanwhile."""
+        with self._changing:
+            if self.keyframes == tried:
                 self.keyframes //= 2
                 log.warning("%s: keyframes are paired with %d older ones from now on", error, self.keyframes)
                 self._shorten(self.keyframes)
-                release_memory()

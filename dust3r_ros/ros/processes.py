@@ -41,6 +41,7 @@ class Child:
     ) -> None:
         self.name = module.rsplit(".", 1)[-1]
         self.log_file = log_file
+        self.killed = False  # by this object, because it did not end when it was interrupted
         self._patience_s = patience_s
         self._command = [sys.executable, "-u", "-m", __name__, str(os.getpid()), module, *arguments]
         self._environment = dict(environment)
@@ -113,6 +114,7 @@ class Child:
             return False
         finally:
             if process.poll() is None:  # also when we are interrupted while waiting
+                self.killed = True
                 process.kill()
                 process.wait()
         return True

@@ -111,6 +111,8 @@ class Services:
         if reads is None:
             return await self._finished(does(mapper))
         read, refused = await self._finished(self._reading.submit(reads, mapper))
+        if self._mapper() is not mapper:
+            return None, "the node is stopping"
         return (None, refused) if refused else await self._finished(does(mapper, read))
 
     async def _finished(self, task: Any) -> tuple[Any, str]:

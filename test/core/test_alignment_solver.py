@@ -17,7 +17,7 @@ from dust3r_ros.alignment.intrinsics import FocalTrack, pool_focals, view_focal
 from dust3r_ros.alignment.linearise import linearise_view
 from dust3r_ros.alignment.model import Noise, Problem, State, make_lens
 from dust3r_ros.alignment.observations import collect_sightings, grid_pixels, pixel_positions, sample_edge
-from dust3r_ros.alignment.sight import own_errors, seen_errors
+from dust3r_ros.alignment.sight import own_geometry, seen_geometry
 from dust3r_ros.alignment.solve import apply_step, number_columns, view_columns
 from dust3r_ros.alignment.sparse import damping_diagonal, factorise, with_diagonal
 from dust3r_ros.data import Intrinsics, PairState
@@ -157,8 +157,9 @@ def test_errors_vanish_at_the_truth():
     state = State(truth.poses[:, :3, :3], truth.poses[:, :3, 3], np.log([2.0]), np.zeros(0),
                   [np.log(d.ravel()[pixels]) for d in truth.depths])  # fmt: skip
     index = {0: 0, 1: 1}
-    for view, errors in ((0, own_errors), (1, seen_errors)):
-        found = errors(collect_sightings(edges, view, len(pixels), index), lens.rays(state.log_focal), state, view)
+    for view, geometry in ((0, own_geometry), (1, seen_geometry)):
+        seen = collect_sightings(edges, view, len(pixels), index)
+        found = geometry(seen, lens.rays(state.log_focal), state, view).errors
         assert found.radial.size == len(pixels)
         assert abs(found.radial).max() < 1e-12 and found.lateral2.max() < 1e-12
 

@@ -16,9 +16,10 @@ from PIL import Image
 
 from dust3r_ros.cli import main
 from dust3r_ros.cli.options import results_options
-from dust3r_ros.errors import FleetError
+from dust3r_ros.errors import FleetError, RosError
 from dust3r_ros.fleet.jobs import Job, find_jobs, is_recording
 from dust3r_ros.fleet.run import LOG, RECORD, Outcome, Share, State, outcome_of, run_here, run_job
+from dust3r_ros.ros.processes import Child
 
 SMALL = ("--checkpoint", "tiny", "--device", "cpu", "--image-size", "64")
 
@@ -190,17 +191,22 @@ class Endless(Job):
         return ["view", "--port", "0"]
 
 
+def wait_for(jobs: list[Endless], count: int) -> None:
+    """Until so many of them run."""
+    deadline = time.monotonic() + 120
+    logs = [job.folder / LOG for job in jobs]
+    while sum(log.is_file() and "The page is at" in log.read_text() for log in logs) < count:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+
+
 def test_an_interrupt_stops_the_processes_and_leaves_their_jobs_to_begin_again(tmp_path):
     pytest.importorskip("viser")
     jobs = [Endless(name, tmp_path, tmp_path / name, "view") for name in ("a", "b", "c")]
 
     def interrupt() -> None:
-        deadline = time.monotonic() + 120
-        logs = [job.folder / LOG for job in jobs]
-        while sum(log.is_file() and "The page is at" in log.read_text() for log in logs) < 2:
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.05)
+        wait_for(jobs, 2)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
@@ -218,6 +224,21 @@ def test_a_process_that_is_killed_is_a_failure_with_a_reason(tmp_path):
     assert outcome.state is State.FAILED
     assert outcome.error.startswith("ended by SIGKILL, as the system does when memory runs out")
     assert outcome_of(job).state is State.FAILED
+
+
+def test_a_process_that_takes_long_to_write_what_it_has_when_it_is_interrupted_is_to_begin_again(tmp_path):
+    pytest.importorskip("viser")
+    job = Endless("a", tmp_path, tmp_path / "a", "view")
+
+    def stop(child: Child) -> None:
+        wait_for([job], 1)
+        os.kill(child.process_id, signal.SIGSTOP)  # it does not act on an interrupt
+        child._patience_s = 0.1
+        with pytest.raises(RosError, match="was killed"):
+            child.stop()
+
+    assert run_job(job, {}, stop).state is State.RUNNING
+    assert outcome_of(job).state is State.RUNNING
 
 
 def test_a_folder_that_cannot_be_written_is_a_failure_of_its_job_alone(tmp_path):

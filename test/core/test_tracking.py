@@ -233,6 +233,14 @@ def test_a_path_that_stays_lost_costs_less_from_the_eleventh_image_on(walk, imag
     assert compared == [*range(EAGER_IMAGES), 10, 15, 20, 25]
 
 
+def test_before_there_is_a_keyframe_no_features_are_looked_for(walk, images, monkeypatch):
+    looked_at = []
+    monkeypatch.setattr("dust3r_ros.tracking.extract_features", lambda grey, count: looked_at.append(count))
+    session = Session(walk, images).run(range(4), keyframes=())
+    assert [t.state for t in session.tracked] == [TrackingState.INITIALISING] * 4
+    assert not looked_at
+
+
 def test_corners_of_a_keyframe_that_gave_way_are_forgotten(walk, images):
     session = Session(walk, images, delay=100).run(range(9))
     before = len(session.tracker._tracks.now)
