@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from dust3r_ros.config import NodeConfig
 from dust3r_ros.data import FloatArray, Update
+from dust3r_ros.errors import DeviceMemoryError
 from dust3r_ros.landmarks import Landmarks
 from dust3r_ros.memory import MapMemory
 from dust3r_ros.paired import PairedKeyframe
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 _QUICK_S = 0.5
+_SEARCH_EVERY = 4  # keyframes: how often loops are looked for while others wait
 _NICE = 5  # of the worker: poses at camera rate come before the next keyframe where both share a processor
 
 
@@ -48,7 +50,7 @@ class Mapper:
     """The reconstruction, its three threads, and its results on the publishers.
 
     ``offer`` is for the executor's thread and only queues. Raises CheckpointError for a model that cannot be loaded,
-    and what ``Reconstructor.warm_up`` does for one that cannot run here.
+    ConfigError for one that cannot run here.
     """
 
     def __init__(
@@ -64,10 +66,11 @@ class Mapper:
         self._outputs = outputs
         self._changed = changed
         self._reconstructor = Reconstructor(config.reconstructor)
-        self._reconstructor.warm_up()
+        self._warm_up()
         self._keeper = MapKeeper(self._reconstructor, frames.map, config.map_folder, name)
         self._limit = self._new_limit()
         self._newest_ns = 0
+        self._unsearched = 0  # keyframes since loops were looked for
         self._heap = HeapLimit()
         self._landmarks = Landmarks()
         self._poses = PoseStream(config, frames, outputs, statistics.tracking, self._landmarks, self._on_lost)
@@ -80,6 +83,12 @@ class Mapper:
         )
         self._lookout.start()
         self._worker.start()
+
+    def _warm_up(self) -> None:
+        try:
+            self._reconstructor.warm_up()
+        except DeviceMemoryError as error:  # another program may have it now, and give it back
+            log.warning("%s: the first keyframe will tell whether there is more", error)
 
     @property
     def reconstructor(self) -> Reconstructor:
@@ -225,13 +234,13 @@ class Mapper:
         known = paired.camera_in_reference
         update = self._limit.within(lambda: self._reconstructor.place(paired.keyframe))
         self.failure = ""
-        self._feed_scale(frame, known)
         if update.view.registered:
             self._newest_ns = frame.stamp_ns
             self._keeper.changed()
         else:
             self._lookout.not_placed(frame.camera)
         try:
+            self._feed_scale(frame, known)
             resized = update.view.registered and self._publish(frame, update, known)
             latency_s = time.monotonic() - frame.arrived
         finally:  # what has its place is in the map, whatever becomes of its messages
@@ -243,7 +252,10 @@ class Mapper:
             self._outputs.latest(frame.stamp_ns, self._reconstructor, 0.0)
         self.statistics.finished(update, latency_s)
         self._changed()
-        self._close_loops()
+        self._unsearched += 1
+        if self._worker.queue_length == 0 or self._unsearched >= _SEARCH_EVERY:
+            self._unsearched = 0
+            self._close_loops()
         self._heap.keep(idle=self._worker.queue_length == 0)
 
     def _close_loops(self) -> None:

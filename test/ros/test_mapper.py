@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from dust3r_ros.config import NodeConfig
 from dust3r_ros.data import Intrinsics, Update
+from dust3r_ros.errors import DeviceMemoryError
 from dust3r_ros.geometry import Similarity, backproject, invert_pose, make_pose, transform_points
 from dust3r_ros.options import make_config
 from dust3r_ros.pipeline import Reconstructor
@@ -22,6 +23,7 @@ from dust3r_ros.ros.diagnostics import frames_finding
 from dust3r_ros.ros.frames import MapFrames
 from dust3r_ros.ros.mapper import Mapper, Shot
 from dust3r_ros.ros.publishers import Publishers
+from dust3r_ros.ros.stages import Stages
 from dust3r_ros.ros.statistics import Statistics
 from dust3r_ros.training.sequences import walk_through_room
 from dust3r_ros.training.truth import TruePredictor
@@ -270,3 +272,26 @@ def test_odometry_that_goes_back_in_time_is_left_out_and_no_keyframe_is_lost(ses
     for index in (3, 4, 0, 1, 2, 5):
         session.see(index)  # fails when the keyframe does
     assert session.statistics.snapshot().keyframes == 6
+
+
+def test_a_device_without_memory_at_the_start_is_tried_again_by_the_first_keyframe(walk, monkeypatch, caplog):
+    def warm_up(self, size: tuple[int, int], pairs: int) -> None:
+        raise DeviceMemoryError(f"no memory for {pairs} pairs")
+
+    monkeypatch.setattr(TruePredictor, "warm_up", warm_up)
+    session = Session(walk, "camera", monkeypatch)
+    assert "no memory for 6 pairs: the first keyframe will tell" in caplog.text
+    session.see(0)
+    assert session.mapper.reconstructor.keyframes == 1
+    session.mapper.close()
+
+
+@pytest.mark.parametrize(("waiting", "searches"), [(0, FRAMES), (3, FRAMES // 4)])
+def test_loops_are_looked_for_less_often_while_keyframes_wait(walk, monkeypatch, waiting, searches):
+    monkeypatch.setattr(Stages, "queue_length", property(lambda self: waiting))
+    session, asked = Session(walk, "camera", monkeypatch), []
+    monkeypatch.setattr(session.mapper.reconstructor, "close_loops", lambda: asked.append(1) or {})
+    for index in range(FRAMES):
+        session.offer(index)
+    assert len(asked) == searches
+    session.mapper.close()
