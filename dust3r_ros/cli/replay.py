@@ -91,6 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
             if result.images == 0:
                 raise ended or _no_images(recording, topic.name)
             finished = _finished(result, recording, arguments, config, stamps_ns)
+            if ended is not None:
+                finished = replace(finished, summary=replace(finished.summary, ended_early=str(ended)))
             originals = map(frame_source, recording.frames(topic.name, excerpt))
             refused = write_all(finished, out, exports, originals, bars, picture=arguments.picture)
     say(finished, out, refused)

@@ -40,6 +40,7 @@ class Summary:
     tracked: int = 0
     tracked_ate: float | None = None
     peak_bytes: int = 0
+    ended_early: str = ""
 
     @classmethod
     def of(
@@ -105,6 +106,8 @@ def summary_rows(summary: Summary) -> list[tuple[str, str]]:
         rows.insert(2, ("images left out", f"{s.undecodable} that cannot be decoded"))
     if s.refused:
         rows.insert(2, ("images left out", f"{len(s.refused)} that cannot be read: {s.refused[0]}"))
+    if s.ended_early:
+        rows.insert(2, ("ended early", s.ended_early))
     if s.peak_bytes:
         rows.append(("memory at most", f"{s.peak_bytes / 1e9:.2f} GB"))
     errors = s.errors
@@ -133,6 +136,7 @@ def summary_record(summary: Summary) -> dict[str, Any]:
         "focal_px": s.focal_px,
         "seconds": s.seconds,
         "peak_bytes": s.peak_bytes or None,
+        "ended_early": s.ended_early or None,
         "ate_rmse": ate,
         "ate_percent": 100 * ate / s.path_length if ate is not None and s.path_length else None,
         "tracked": s.tracked or None,

@@ -294,6 +294,7 @@ def test_an_interrupted_replay_writes_what_it_has(tmp_path, monkeypatch, capsys,
         assert said.err == "dust3r-ros: interrupted after 3 images: what there was by then is written\n"
         assert "frames seen        3" in said.out
         assert (out / "report.html").is_file()
+        assert json.loads((out / "summary.json").read_text())["ended_early"].startswith("interrupted after 3 images")
     else:
         assert said.err == "dust3r-ros: interrupted\n"
         assert not out.exists()
