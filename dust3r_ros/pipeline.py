@@ -274,7 +274,8 @@ class Reconstructor:
         revisits = Revisits(self.config.loops, self.config.alignment, self._predictor)
         revisits.restore(memory.places, memory.relations, memory.loops)
         aligner = IncrementalAligner(self.config.alignment, self.config.window)
-        aligner.resume({newest.index: newest.anchor for newest in memory.places[-1:]})
+        newest = memory.places[-1]
+        aligner.resume({newest.index: newest.anchor})
         self.reset()  # only now that nothing can fail any more
         self.map, self.revisits, self._aligner = fused, revisits, aligner
         self._pairing.next_index = memory.next_index
