@@ -24,7 +24,7 @@ import numpy as np
 from dust3r_ros.config import ReconstructorConfig, TrackingConfig
 from dust3r_ros.data import ByteImage, FloatArray
 from dust3r_ros.evaluation.metrics import associate, pose_errors
-from dust3r_ros.evaluation.report import markdown_table
+from dust3r_ros.evaluation.report import runs_table
 from dust3r_ros.landmarks import Landmarks
 from dust3r_ros.options import make_config
 from dust3r_ros.pipeline import Reconstructor
@@ -117,15 +117,10 @@ def main() -> int:
     cv2.setNumThreads(1)
     bag = options.bag or rendered_bag(options.out.parent if options.out else Path("/tmp"), print)
     found = measure(bag, options.checkpoint, options.every, options.hidden, options.images)
-    rows = [[name, *(text(run[name]) for run in found)] for name in found[0] if name != "tracker"]
-    print(markdown_table(["", *(str(run["tracker"]) for run in found)], rows))
+    print(runs_table([str(run["tracker"]) for run in found], found, leave_out=("tracker",)))
     if options.out:
         options.out.write_text(json.dumps(found, indent=1))
     return 0
-
-
-def text(value: float | str) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

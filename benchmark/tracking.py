@@ -22,7 +22,7 @@ import numpy as np
 import rclpy
 
 from dust3r_ros.evaluation.metrics import associate, pose_errors
-from dust3r_ros.evaluation.report import markdown_table
+from dust3r_ros.evaluation.report import runs_table
 from dust3r_ros.ros.bag import COMPRESSED_IMAGE, open_recording
 from dust3r_ros.ros.demo_bag import rendered_bag
 from dust3r_ros.ros.processes import Child, private_environment
@@ -115,15 +115,10 @@ def main() -> int:
         for rate in options.rates
     ]
     rclpy.try_shutdown()
-    rows = [[name, *(text(run.get(name, "-")) for run in runs)] for name in runs[0]]
-    print(markdown_table(["", *(f"{run['model']} x{run['playing rate']:g}" for run in runs)], rows))
+    print(runs_table([f"{run['model']} x{run['playing rate']:g}" for run in runs], runs))
     if options.out:
         options.out.write_text(json.dumps(runs, indent=1))
     return 0
-
-
-def text(value: float | str) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

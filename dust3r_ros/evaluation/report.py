@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,3 +158,15 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)) + " |" for row in table]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def runs_table(
+    names: Sequence[str], runs: Sequence[Mapping[str, float | str]], leave_out: Collection[str] = ()
+) -> str:  # fmt: skip
+    """A Markdown table with a column for each run, and a row for each figure of the first; "-" where one is missing."""
+
+    def text(value: float | str) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    rows = [[figure, *(text(run.get(figure, "-")) for run in runs)] for figure in runs[0] if figure not in leave_out]
+    return markdown_table(["", *names], rows)

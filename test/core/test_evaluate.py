@@ -15,7 +15,7 @@ from dust3r_ros.data import ImageTransform, PreparedImage
 from dust3r_ros.errors import AlignmentError
 from dust3r_ros.evaluation.metrics import pose_errors
 from dust3r_ros.evaluation.packs import Pack, load_pack
-from dust3r_ros.evaluation.report import Summary, markdown_table, summary_rows, text_table
+from dust3r_ros.evaluation.report import Summary, markdown_table, runs_table, summary_rows, text_table
 from dust3r_ros.evaluation.results import IncrementalRun, choose_pairs, run_batch, run_incremental, write_results
 from dust3r_ros.evaluation.run import Mode, at_network_pixels, evaluate, pack_sources, summarise, write_evaluation
 from dust3r_ros.mapping.export import read_cloud
@@ -199,3 +199,13 @@ def test_the_benchmark_measures_every_combination(pack, tmp_path, monkeypatch, c
     assert (tmp_path / "results" / "ball-oracle-batch-estimate" / "report.png").is_file()
     assert benchmark.main([str(tmp_path / "nowhere")]) == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_a_table_of_runs_has_a_column_for_each_and_says_what_is_missing():
+    runs = [{"tracker": "one", "ATE, m": 1.23456, "images": 3}, {"tracker": "two", "images": 40}]
+    assert runs_table(["one", "two"], runs, leave_out=("tracker",)).splitlines() == [
+        "|        | one  | two |",
+        "|--------|------|-----|",
+        "| ATE, m | 1.23 | -   |",
+        "| images | 3    | 40  |",
+    ]
