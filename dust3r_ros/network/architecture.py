@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from dust3r_ros.predictor import ImageSize
 CONSTRUCTOR = "AsymmetricCroCo3DStereo"
 _LONGEST_CONSTRUCTOR = 4096  # characters; the published ones have about 400
 _LARGEST_SQUARE = 224  # published models up to this size were trained on square crops, larger ones on all aspects
+_PLACES = "+places"  # after the base in ``pos_embed``
 _LIMITS = {  # far above every published model: a hostile file cannot ask for a network that fills the memory
     "enc_dim": 4096, "enc_depth": 64, "enc_heads": 64, "dec_dim": 4096, "dec_depth": 64, "dec_heads": 64,
     "dpt_dim": 1024, "patch": 64,
@@ -31,7 +33,8 @@ class NetworkConfig:
 
     ``img_size`` is (height, width) in pixels of the training images, ``square`` whether they were square crops.
     ``head`` is ``linear`` or ``dpt``; ``dpt_dim`` the feature dimension of the DPT head (Ranftl et al. 2021).
-    ``depth_mode`` and ``conf_mode`` are (curve, minimum, maximum). Raises ValueError for what cannot be built.
+    ``depth_mode`` and ``conf_mode`` are (curve, minimum, maximum). ``places`` adds absolute positions to the tokens
+    (``PlaceEmbed``), which no published network has. Raises ValueError for what cannot be built.
     """
 
     img_size: tuple[int, int] = (512, 512)
@@ -48,6 +51,7 @@ class NetworkConfig:
     depth_mode: tuple[str, float, float] = ("exp", -math.inf, math.inf)
     conf_mode: tuple[str, float, float] = ("exp", 1.0, math.inf)
     rope_base: float = 100.0
+    places: bool = False
     mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:
@@ -120,6 +124,7 @@ def config_from_keywords(keywords: Mapping[str, Any]) -> NetworkConfig:
     try:
         values = {field: _FIELD[field](keywords[name]) for name, field in _KEYWORDS.items() if name in keywords}
         values.setdefault("square", max(values["img_size"]) <= _LARGEST_SQUARE)
+        values["places"] = keywords["pos_embed"].endswith(_PLACES)
         return NetworkConfig(**values)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"unsupported architecture: {error}") from error
@@ -128,15 +133,16 @@ def config_from_keywords(keywords: Mapping[str, Any]) -> NetworkConfig:
 def keywords_from_config(config: NetworkConfig) -> dict[str, Any]:
     """The published keywords of a configuration, ready for ``config.json``."""
     values: dict[str, Any] = {name: getattr(config, field) for name, field in _KEYWORDS.items()}
-    values["pos_embed"] = f"RoPE{config.rope_base:g}"
+    values["pos_embed"] = f"RoPE{config.rope_base:g}" + (_PLACES if config.places else "")
     values["output_mode"] = "pts3d"
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _rope_base(value: Any) -> float:
-    if not (isinstance(value, str) and value.startswith("RoPE")):
-        raise ValueError(f"pos_embed must be 'RoPE' and its base, got {value!r}")
-    return float(value.removeprefix("RoPE"))
+    match = re.fullmatch(r"RoPE([^+]+)(\+places)?", value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"pos_embed must be 'RoPE' and its base, then perhaps {_PLACES!r}, got {value!r}")
+    return float(match[1])
 
 
 def _pair(value: Any) -> tuple[int, int]:

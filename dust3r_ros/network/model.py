@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from dust3r_ros.network.architecture import ModelSource, NetworkConfig
 from dust3r_ros.network.heads import confidence_from, image_from, make_head, points_from
 from dust3r_ros.network.layers import DecoderBlock, EncoderBlock, PatchEmbed, norm
-from dust3r_ros.network.rope import RotationCache
+from dust3r_ros.network.places import PlaceEmbed
+from dust3r_ros.network.rope import rotation_cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +66,10 @@ class Dust3rNetwork(nn.Module):
         self.dec_blocks2 = nn.ModuleList(DecoderBlock(c.dec_dim, c.dec_heads, c.mlp_ratio) for _ in range(c.dec_depth))
         self.downstream_head1 = make_head(c)
         self.downstream_head2 = make_head(c)
-        self._enc_rotations = RotationCache(c.enc_dim // c.enc_heads, c.rope_base)
-        self._dec_rotations = RotationCache(c.dec_dim // c.dec_heads, c.rope_base)
+        self.enc_places = PlaceEmbed(c.enc_dim) if c.places else None
+        self.dec_places = PlaceEmbed(c.dec_dim) if c.places else None
+        self._enc_rotations = rotation_cache(c.enc_dim // c.enc_heads, c.rope_base)
+        self._dec_rotations = rotation_cache(c.dec_dim // c.dec_heads, c.rope_base)
 
     @property
     def device(self) -> torch.device:
@@ -96,6 +99,9 @@ class Dust3rNetwork(nn.Module):
         grid = self._grid(size)
         for rotations in (self._enc_rotations, self._dec_rotations):
             rotations.get(grid, self.device)
+        for places in (self.enc_places, self.dec_places):
+            if places is not None:
+                places.prepare(grid)
 
     def encode(self, images: Tensor) -> Tensor:
         """Tokens (B, N, C) of images (B, 3, H, W) in [-1, 1], RGB; sides are multiples of the patch size.
@@ -104,8 +110,9 @@ class Dust3rNetwork(nn.Module):
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
-        rotation = self._enc_rotations.get(self._grid((images.shape[2], images.shape[3])), images.device)
-        x = self.patch_embed(images).float()
+        grid = self._grid((images.shape[2], images.shape[3]))
+        rotation = self._enc_rotations.get(grid, images.device)
+        x = self.enter_encoder(images, grid)
         for block in self.enc_blocks:
             x = block(x, rotation)
         return self.enc_norm(x).to(self.dtype)
@@ -149,14 +156,23 @@ class Dust3rNetwork(nn.Module):
             confidence_from(raw_j[:, 3], low, high),
         )
 
+    def enter_encoder(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """What the encoder's first block reads, (B, N, C) float32, of images (B, 3, H, W)."""
+        x = self.patch_embed(images).float()
+        return x if self.enc_places is None else x + self.enc_places(grid)
+
+    def enter_decoder(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """What a decoder's first block reads, (B, N, D) float32, of the encoder's tokens (B, N, C)."""
+        x = self.decoder_embed(tokens.to(self.decoder_embed.weight.dtype)).float()
+        return x if self.dec_places is None else x + self.dec_places(grid)
+
     def _features(
         self, tokens_i: Tensor, tokens_j: Tensor, grid_i: tuple[int, int], grid_j: tuple[int, int]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The stages the heads read. Both decoders take each other's *previous* output at every block."""
         rotation_i = self._dec_rotations.get(grid_i, tokens_i.device)
         rotation_j = self._dec_rotations.get(grid_j, tokens_j.device)
-        embed = self.decoder_embed
-        x, y = (embed(tokens.to(embed.weight.dtype)).float() for tokens in (tokens_i, tokens_j))
+        x, y = self.enter_decoder(tokens_i, grid_i), self.enter_decoder(tokens_j, grid_j)
         outputs = {0: (tokens_i, tokens_j)}
         stages = self.downstream_head1.stages
         for k, (block_i, block_j) in enumerate(zip(self.dec_blocks, self.dec_blocks2, strict=True), start=1):

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-_MOST_TABLES = 64
+from dust3r_ros.network.tables import TableCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,22 +60,6 @@ def rotate_neighbours(x: Tensor, rotation: Rotation) -> Tensor:
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 
-class RotationCache:
-    """The rotations of the grids seen so far, kept outside of the network's state dict."""
-
-    def __init__(self, head_dim: int, base: float) -> None:
-        self._head_dim = head_dim
-        self._base = base
-        self._tables: dict[tuple[tuple[int, int], torch.device], Rotation] = {}
-
-    def get(self, grid: tuple[int, int], device: torch.device) -> Rotation:
-        """The rotation of a (rows, columns) grid on a device."""
-        key = (grid, device)
-        rotation = self._tables.get(key)
-        if rotation is None:
-            if len(self._tables) >= _MOST_TABLES:
-                self._tables.clear()
-            with torch.inference_mode(False), torch.no_grad():  # usable in training, whoever asked first
-                rotation = make_rotation(grid, self._head_dim, self._base, device)
-            self._tables[key] = rotation
-        return rotation
+def rotation_cache(head_dim: int, base: float) -> TableCache[Rotation]:
+    """Rotations for heads of ``head_dim`` channels, as ``make_rotation`` has them."""
+    return TableCache(lambda grid, device: make_rotation(grid, head_dim, base, device))

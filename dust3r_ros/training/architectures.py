@@ -15,11 +15,11 @@ ARCHITECTURES = {
     # Patches of 14 pixels fit 224x168, and half of it, without a rest.
     "tiny": NetworkConfig(
         img_size=(168, 224), patch=14, enc_dim=256, enc_depth=6, enc_heads=4, dec_dim=192, dec_depth=4, dec_heads=4,
-        head="linear",
+        head="linear", places=True,
     ),
     "small": NetworkConfig(
         img_size=(168, 224), patch=14, enc_dim=384, enc_depth=8, enc_heads=6, dec_dim=256, dec_depth=4, dec_heads=4,
-        head="linear",
+        head="linear", places=True,
     ),
     "224_linear": NetworkConfig(img_size=(224, 224), square=True, head="linear"),
     "512_dpt": NetworkConfig(img_size=(384, 512)),

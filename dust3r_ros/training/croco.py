@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dust3r_ros.network import Dust3rNetwork
-from dust3r_ros.network.rope import Rotation, RotationCache
+from dust3r_ros.network.rope import Rotation, rotation_cache
 from dust3r_ros.training.losses import completion_loss
 
 
@@ -61,8 +61,8 @@ class Completion:
     def __init__(self, model: Dust3rNetwork, head: CompletionHead) -> None:
         c = model.config
         self._model, self._head = model, head
-        self._enc_rotations = RotationCache(c.enc_dim // c.enc_heads, c.rope_base)
-        self._dec_rotations = RotationCache(c.dec_dim // c.dec_heads, c.rope_base)
+        self._enc_rotations = rotation_cache(c.enc_dim // c.enc_heads, c.rope_base)
+        self._dec_rotations = rotation_cache(c.dec_dim // c.dec_heads, c.rope_base)
 
     def loss(self, images: Tensor, mask: Mask) -> Tensor:
         """The error over the hidden patches of the first of two views, images (B, 2, 3, H, W) in [-1, 1]."""
@@ -80,9 +80,10 @@ class Completion:
         grid = (first.shape[2] // model.config.patch, first.shape[3] // model.config.patch)
         rotation = self._dec_rotations.get(grid, first.device)
         seen = model.decoder_embed(self._encode_visible(first, mask, grid)).float()
-        memory = model.decoder_embed(model.encode(second)).float()
+        memory = model.enter_decoder(model.encode(second), grid)
         tokens = model.mask_token.to(seen.dtype).repeat(len(first), grid[0] * grid[1], 1)
         x = tokens.scatter(1, mask.visible[..., None].expand(-1, -1, seen.shape[-1]), seen)
+        x = x if model.dec_places is None else x + model.dec_places(grid)
         for block in model.dec_blocks:
             x = block(x, memory, rotation, rotation)
         return self._head(model.dec_norm(x))
@@ -91,7 +92,7 @@ class Completion:
         model = self._model
         table = self._enc_rotations.get(grid, images.device)
         rotation = Rotation(table.cos[mask.visible][:, None], table.sin[mask.visible][:, None])
-        x = model.patch_embed(images).float()
+        x = model.enter_encoder(images, grid)
         x = x.gather(1, mask.visible[..., None].expand(-1, -1, x.shape[-1]))
         for block in model.enc_blocks:
             x = block(x, rotation)

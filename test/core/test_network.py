@@ -1,6 +1,7 @@
 import copy
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from network_golden import CONFIGS, MINI, golden_image, golden_model, golden_sta
 
 from dust3r_ros.network import Dust3rNetwork, NetworkConfig, count_parameters, for_inference
 from dust3r_ros.network.heads import confidence_from, points_from
-from dust3r_ros.network.rope import RotationCache, make_rotation, rotate
+from dust3r_ros.network.places import FEATURES, place_features
+from dust3r_ros.network.rope import make_rotation, rotate, rotation_cache
 from dust3r_ros.ros.memory import release_memory
 
 OUTPUTS = {"points_i": "pts3d_1", "conf_i": "conf_1", "points_j": "pts3d_2_in_1", "conf_j": "conf_2"}
@@ -202,9 +204,10 @@ def test_outputs_are_float32_in_every_dtype(mini):
         assert next(model.downstream_head1.parameters()).dtype == torch.float32
 
 
-def test_it_can_be_trained_after_inference(mini):
+@pytest.mark.parametrize("places", [False, True])
+def test_it_can_be_trained_after_inference(places):
     """Tables made in inference mode must not break gradients; every weight of inference gets one."""
-    model = copy.deepcopy(mini).train()
+    model = golden_model(replace(MINI, places=places)).train()
     image = golden_image("a", 32, 48)
     with torch.inference_mode():
         model.encode(image)
@@ -256,12 +259,45 @@ def test_rotary_frequencies():
 
 
 def test_rotation_cache_is_bounded_and_not_in_the_state_dict(mini):
-    cache = RotationCache(16, 100.0)
+    cache = rotation_cache(16, 100.0)
     for k in range(1, 200):
         cache.get((1, k), torch.device("cpu"))
     assert len(cache._tables) <= 64
     assert cache.get((1, 199), torch.device("cpu")) is cache.get((1, 199), torch.device("cpu"))
     assert not any("rot" in name for name in mini.state_dict())
+
+
+def test_places_are_seen_from_the_image_centre_in_halves_of_the_longer_side():
+    features = place_features((3, 4), torch.device("cpu")).view(3, 4, FEATURES)
+    row, column = -1 / 2, 1.5 / 2
+    assert torch.allclose(features[0, 3, :2], torch.tensor([row, column]))
+    assert features[0, 3, 2:6].tolist() == pytest.approx(
+        [f(np.pi / 2 * place) for f in (np.sin, np.cos) for place in (row, column)], abs=1e-6
+    )
+    assert torch.allclose(features.flip(0, 1)[..., :2], -features[..., :2])
+    doubled = place_features((6, 8), torch.device("cpu")).view(6, 8, FEATURES)
+    assert torch.allclose(doubled[..., :2].view(3, 2, 4, 2, 2).mean((1, 3)), features[..., :2], atol=1e-6)
+
+
+def test_only_places_tell_the_tokens_of_an_empty_image_apart():
+    """Rotary positions alone leave equal tokens equal: where they are they do not know."""
+    image = torch.full((1, 3, 48, 64), 0.25)
+    for places, spread in ((False, 0.0), (True, 0.1)):
+        with torch.inference_mode():
+            tokens = golden_model(replace(MINI, places=places)).encode(image)
+        found = (tokens - tokens.mean(dim=1, keepdim=True)).abs().max().item()
+        assert found == pytest.approx(0.0, abs=1e-5) if not places else found > spread
+
+
+@pytest.mark.parametrize("part", ["enc_places", "dec_places"])
+def test_places_enter_both_encoder_and_decoders(part):
+    model = golden_model(replace(MINI, places=True))
+    size = (48, 64)
+    with torch.inference_mode():
+        before = model.decode(*(model.encode(golden_image(name, *size)) for name in "ab"), size)
+        getattr(model, part).proj.weight.zero_()
+        after = model.decode(*(model.encode(golden_image(name, *size)) for name in "ab"), size)
+    assert all((getattr(after, name) - getattr(before, name)).abs().max() > 1e-3 for name in OUTPUTS)
 
 
 def test_points_keep_their_direction_and_grow_exponentially():

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def relative_errors(found: Pointmaps, expected: Pointmaps) -> list[float]:
     return [float((one - other).norm() / other.norm()) for one, other in pairs]
 
 
-@pytest.mark.parametrize("config", [MINI, LINEAR], ids=["dpt", "linear"])
+@pytest.mark.parametrize("config", [MINI, LINEAR, replace(LINEAR, places=True)], ids=["dpt", "linear", "places"])
 def test_it_computes_what_the_network_computes(config):
     model = golden_model(config)
     sizes = (48, 64), (64, 32)

@@ -50,6 +50,16 @@ def test_patches_are_in_raster_order():
     assert torch.equal(patches, torch.arange(TOKENS).float()[None, :, None].expand_as(patches))
 
 
+def test_hidden_tokens_are_told_their_places(task):
+    model, completion = task
+    mask = random_mask(2, TOKENS, 0.9, torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        told = completion.complete(images(0), images(1), mask)
+        model.dec_places.proj.weight.zero_()
+        untold = completion.complete(images(0), images(1), mask)
+    assert (told - untold).abs().amax(dim=-1).gather(1, mask.hidden).min() > 1e-4
+
+
 def test_hidden_pixels_are_not_read(task):
     _, completion = task
     mask = random_mask(2, TOKENS, 0.9, torch.Generator().manual_seed(2))

@@ -7,6 +7,7 @@ import pickle
 import re
 import socket
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,12 +122,13 @@ def test_a_folder_or_its_file_may_be_named(tmp_path, state, pth):
     assert load_model(folder, device="cpu", dtype="float32").source.name == "named"
 
 
-def test_own_weights_come_back_as_they_were(tmp_path):
-    model = golden_model(MINI)
+@pytest.mark.parametrize("places", [False, True])
+def test_own_weights_come_back_as_they_were(tmp_path, places):
+    model = golden_model(replace(MINI, places=places))
     source = ModelSource("mine", trained=True, licence="Apache-2.0")
     save_model(model, tmp_path / "out", source)
     loaded = load_model(tmp_path / "out", device="cpu", dtype="float32")
-    assert loaded.config == MINI
+    assert loaded.config == model.config
     assert loaded.source == source
     for name, value in model.state_dict().items():
         if not re.search(r"layer\d_rn", name):  # golden values differ between the two names
@@ -312,7 +314,8 @@ def test_the_published_constructor_is_understood():
     assert config_from_constructor(text) == NetworkConfig()
     small = config_from_constructor(text.replace("512, 512", "224, 224").replace("dpt", "linear"))
     assert small == NetworkConfig(img_size=(224, 224), square=True, head="linear")
-    assert config_from_keywords(json.loads(json.dumps(keywords_from_config(MINI)))) == MINI
+    for config in (MINI, replace(MINI, places=True)):
+        assert config_from_keywords(json.loads(json.dumps(keywords_from_config(config)))) == config
 
 
 @pytest.mark.parametrize(
@@ -333,6 +336,7 @@ def test_the_published_constructor_is_understood():
         ("enc_depth=3", "enc_depth=3" + " " * 5000, "at most 4096 characters"),
         ("'RoPE100'", "'cosine'", "pos_embed must be 'RoPE' and its base"),
         ("'RoPE100'", "'RoPEnan'", "rope_base must be above 1"),
+        ("'RoPE100'", "'RoPE100+cosine'", "pos_embed must be 'RoPE' and its base, then perhaps '+places'"),
         ("-inf, inf", "0, inf", "depth_mode must be"),
         ("('exp', 1, inf)", "'exp'", "unsupported architecture"),
         ("(512, 512)", "('a', 'b')", "unsupported architecture"),

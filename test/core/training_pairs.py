@@ -10,7 +10,7 @@ from dust3r_ros.training.pairs import ChunkRequest, PairBatch, PairGeometry, pai
 PATCH, BLOCK = 14, 7
 MICRO = NetworkConfig(
     img_size=(56, 84), patch=PATCH, enc_dim=32, enc_depth=1, enc_heads=2, dec_dim=32, dec_depth=2, dec_heads=2,
-    head="linear",
+    head="linear", places=True,
 )  # fmt: skip
 
 
