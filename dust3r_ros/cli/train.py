@@ -41,12 +41,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Train until the time is over."""
     from dust3r_ros.evaluation.report import text_table
     from dust3r_ros.training.loop import CHECKPOINT, train
+    from dust3r_ros.training.team import team_of_environment
 
     with output_folder(arguments.out) as out, progress_bars() as bars:
         source = _packs(arguments.packs) if arguments.packs else None
         result = train(out, given_options(arguments, TrainingConfig), source=source, report=bars)
         if not result.finished:
             bars.abandon()
+    if not team_of_environment().leads:
+        return 0
     rows = [("pairs", f"{result.progress.pairs} of {result.pairs}"), ("hours", f"{result.progress.seconds / 3600:.2f}"),
             ("stage", result.progress.stage)]  # fmt: skip
     if result.assessment is not None:

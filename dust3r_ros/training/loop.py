@@ -24,6 +24,7 @@ from dust3r_ros.training.pairs import PairBatch, chunk_seed
 from dust3r_ros.training.stages import Position, Stage, Task, all_stages, chosen, learning_rate, position
 from dust3r_ros.training.state import Progress, SavedRun, read_run, restore, save_run
 from dust3r_ros.training.step import Learner, StepResult, StepSettings
+from dust3r_ros.training.team import Team, joined, team_of_environment
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ OF_THIS_CALL = ("device", "minutes", "workers", "execution")  # options that a r
 _SCRATCH_RATE, _FINE_RATE = 5e-4, 2e-5
 _ROW_SECONDS = 20.0
 _EMA_SHARE = 0.02  # of a short run's pairs: what was learned at smaller images must have left the average at its end
+_SEEDS_APART = 1_000_003  # of the processes of a team
 _LICENCE = "Apache-2.0"
 _MEANS = ("loss", "error", "matching", "motion", "gradient")  # of the steps since the last row
 
@@ -60,15 +62,17 @@ def train(
 
     ``options`` are those of TrainingConfig that were given, by name; a run that goes on keeps its other ones, except
     ``OF_THIS_CALL``. ``source`` gives other pairs than rendered ones. ``report`` receives stage, pairs done and all
-    pairs. SIGINT and SIGTERM end the call as the end of its time does: everything is saved.
+    pairs. SIGINT and SIGTERM end the call as the end of its time does: everything is saved. Processes that ``torchrun``
+    started train together; the first of them measures, logs and saves.
 
     Raises TrainingError when the folder holds a state that cannot be used, ConfigError for wrong options.
     """
     saved = read_run(folder / STATE) if (folder / STATE).exists() else None
     config = options_with(options, saved)
-    device = resolve_device(config.device)
-    with interruption() as stopped:
-        run = Run(folder, config, device, saved, source)
+    team = team_of_environment()
+    device = team.device(resolve_device(config.device))
+    with interruption() as stopped, joined(team, device):
+        run = Run(folder, config, device, saved, source, team)
         try:
             return run.go(stopped, report)
         finally:
@@ -79,12 +83,14 @@ class Run:
     """The parts of a run, and its loop."""
 
     def __init__(
-        self, folder: Path, config: TrainingConfig, device: torch.device, saved: SavedRun | None, source: Source | None
-    ) -> None:
-        self.folder, self.config, self.device = folder, config, device
+        self, folder: Path, config: TrainingConfig, device: torch.device, saved: SavedRun | None,
+        source: Source | None, team: Team,
+    ) -> None:  # fmt: skip
+        self.folder, self.config, self.device, self.team = folder, config, device, team
         self.progress = saved.progress if saved else Progress()
         torch.manual_seed(config.seed)
-        generator = torch.Generator(device).manual_seed(chunk_seed(config.seed, -1 - self.progress.steps))
+        own_seed = (config.seed + _SEEDS_APART * team.rank) % 2**31
+        generator = torch.Generator(device).manual_seed(chunk_seed(own_seed, -1 - self.progress.steps))
         model = make_network(config, device, saved)
         settings = StepSettings(
             matching=config.matching,
@@ -93,12 +99,12 @@ class Run:
             bfloat16=uses_bfloat16(config.precision, device),
             compiled=config.execution == "compiled",
         )
-        self.learner = Learner(model, settings, generator)
+        self.learner = Learner(model, settings, generator, team)
         if saved:
             restore(self.learner, saved)
         self.stages = chosen(all_stages(model.config), _stage_names(config))
-        self.stream = make_stream(config, device, source, self.progress.chunks)
-        self._order = torch.Generator().manual_seed(chunk_seed(config.seed, self.progress.steps))
+        self.stream = make_stream(replace(config, seed=own_seed), device, source, self.progress.chunks)
+        self._order = torch.Generator().manual_seed(chunk_seed(own_seed, self.progress.steps))
         self._rate = config.learning_rate or (_FINE_RATE if config.checkpoint else _SCRATCH_RATE)
         self._held_out: PairBatch | None = None
         self._rows: list[StepResult] = []
@@ -106,19 +112,22 @@ class Run:
 
     def go(self, stopped: Callable[[], bool], report: Callable[[str, int, int], None] | None) -> RunResult:
         """Train until the time, the pairs or the user's patience is over."""
-        record.cut_after(self.folder / record.LOSSES, record.LossRow, self.progress.pairs)
-        record.cut_after(self.folder / record.ERRORS, record.ErrorRow, self.progress.pairs)
+        if self.team.leads:
+            record.cut_after(self.folder / record.LOSSES, record.LossRow, self.progress.pairs)
+            record.cut_after(self.folder / record.ERRORS, record.ErrorRow, self.progress.pairs)
         started, before = time.monotonic(), self.progress.seconds
         saved_at = assessed_at = started
-        while self.progress.pairs < self.config.pairs and not stopped():
+        interrupted = self.team.any(stopped(), self.device)
+        while self.progress.pairs < self.config.pairs and not interrupted:
             place = self._enter_stage()
             self._step(place)
             now = time.monotonic()
             self.progress = replace(self.progress, seconds=before + now - started, chunks=self.stream.chunks)
             self._log(place.stage)
-            if report:
+            if report and self.team.leads:
                 report(place.stage.name, self.progress.pairs, self.config.pairs)
-            if self.config.minutes and now - started > 60 * self.config.minutes:
+            interrupted = self.team.any(stopped(), self.device)
+            if self.config.minutes and self.team.any(now - started > 60 * self.config.minutes, self.device):
                 break
             if now - assessed_at > 60 * self.config.assess_minutes:
                 self.measure()
@@ -128,14 +137,16 @@ class Run:
                 saved_at = time.monotonic()
         self._log(None)
         self.save()
-        measured = None if stopped() else self.measure()
+        measured = None if interrupted else self.measure()
         if measured is not None:
             record.draw_curves(self.folder)
         finished = self.progress.pairs >= self.config.pairs
-        return RunResult(self.progress, self.config.pairs, finished, stopped(), measured)
+        return RunResult(self.progress, self.config.pairs, finished, interrupted, measured)
 
     def save(self) -> None:
-        """The state, and the averaged weights as a checkpoint that ``load_model`` reads."""
+        """The state, and the averaged weights as a checkpoint that ``load_model`` reads, if this process leads."""
+        if not self.team.leads:
+            return
         options = {name: value for name, value in flatten_config(self.config).items() if name not in OF_THIS_CALL}
         save_run(self.folder / STATE, self.learner, options, self.progress, small=self.config.state == "small")
         name = self.config.architecture if not self.config.checkpoint else "fine-tuned"
@@ -145,9 +156,11 @@ class Run:
         record.draw_curves(self.folder)
 
     def measure(self) -> Assessment | None:
-        """Errors of the averaged weights on held-out pairs, logged; None before pointmaps are learned."""
+        """Errors of the averaged weights on held-out pairs, logged; None before pointmaps are learned, and in a process
+        that does not lead.
+        """
         place = position(self.stages, self.progress.pairs, self.config.pairs)
-        if not self.config.assess_pairs or place.stage.task is Task.COMPLETE:
+        if not self.team.leads or not self.config.assess_pairs or place.stage.task is Task.COMPLETE:
             return None
         size = place.stage.sizes[0]
         if self._held_out is None or self._held_out.size != size:
@@ -175,7 +188,9 @@ class Run:
             if before == [Task.COMPLETE] and place.stage.task is Task.REGRESS:
                 share_decoder(self.learner.model)
                 self.learner.restart_optimiser()
-            log.info("stage %s: images of %s", place.stage.name, ", ".join(f"{w}x{h}" for h, w in place.stage.sizes))
+            if self.team.leads:
+                sizes = ", ".join(f"{w}x{h}" for h, w in place.stage.sizes)
+                log.info("stage %s: images of %s", place.stage.name, sizes)
             self.progress = replace(self.progress, stage=place.stage.name)
         batch = max(batch_of(self.config, self.learner.model.config, size, self.device) for size in place.stage.sizes)
         self.stream.show(tuple(dict.fromkeys(place.stage.sizes)), place.baseline, batch)
@@ -187,10 +202,14 @@ class Run:
         batch = self.stream.draw(size, count, self._order).to(self.device)
         rate = learning_rate(self._rate, self.progress.pairs, self.config.pairs, self.config.warm_up)
         self._rows.append(self.learner.step(batch, place.stage.task, rate, self.progress.pairs))
-        self.progress = replace(self.progress, pairs=self.progress.pairs + len(batch), steps=self.progress.steps + 1)
+        done = self.progress.pairs + len(batch) * self.team.size
+        self.progress = replace(self.progress, pairs=done, steps=self.progress.steps + 1)
 
     def _log(self, stage: Stage | None) -> None:
         """A row of the table when it is time, or when ``stage`` is None, at the end."""
+        if not self.team.leads:
+            self._rows.clear()
+            return
         p = self.progress
         since = p.seconds - self._logged.seconds
         if not self._rows or (stage is not None and since < _ROW_SECONDS):

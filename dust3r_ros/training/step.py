@@ -20,6 +20,7 @@ from dust3r_ros.training.losses import motion_loss, pointmap_loss
 from dust3r_ros.training.optimiser import Optimiser
 from dust3r_ros.training.pairs import PairBatch, network_images, pair_geometry, token_matches
 from dust3r_ros.training.stages import Task
+from dust3r_ros.training.team import Team
 
 _Views = tuple[Tensor, Tensor]  # of the first and the second view
 
@@ -69,10 +70,13 @@ class _Losses:
 
 
 class Learner:
-    """A network, its averaged copy, its optimiser, and the objectives."""
+    """A network, its averaged copy, its optimiser, and the objectives; ``team`` takes every step with it."""
 
-    def __init__(self, model: Dust3rNetwork, settings: StepSettings, generator: torch.Generator) -> None:
+    def __init__(
+        self, model: Dust3rNetwork, settings: StepSettings, generator: torch.Generator, team: Team | None = None
+    ) -> None:
         self.model = model.train()
+        self.team = team or Team()
         self.head = CompletionHead(model.config.dec_dim, model.config.patch).to(model.device)
         self.settings = settings
         self.generator = generator  # on the model's device
@@ -96,7 +100,7 @@ class Learner:
         times.append(time.perf_counter())
         losses.total.backward()
         times.append(time.perf_counter())
-        norm = self._update(rate, len(batch), seen)
+        norm = self._update(rate, len(batch) * self.team.size, seen)
         measured = torch.stack([losses.total, losses.error, losses.matching, losses.motion]).tolist()
         times.append(time.perf_counter())
         spent = tuple(later - earlier for earlier, later in itertools.pairwise(times))
@@ -160,6 +164,7 @@ class Learner:
     def _update(self, rate: float, pairs: int, seen: int) -> float:
         """One step down the gradient, whose norm is returned."""
         parameters = [p for p in self.optimiser.parameters if p.grad is not None]
+        self.team.average([p.grad for p in parameters if p.grad is not None])
         norm = float(nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm))
         if norm < float("inf"):  # false for NaN too
             self.optimiser.step(rate * min(1.0, (self.optimiser.steps + 1) / self.settings.ramp_steps))
