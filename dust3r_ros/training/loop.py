@@ -33,7 +33,7 @@ OF_THIS_CALL = ("device", "minutes", "workers", "execution")  # options that a r
 _SCRATCH_RATE, _FINE_RATE = 5e-4, 2e-5
 _ROW_SECONDS = 20.0
 _EMA_SHARE = 0.02  # of a short run's pairs: what was learned at smaller images must have left the average at its end
-_SEEDS_APART = 1_000_003  # of the processes of a team
+_CHUNKS_APART = 1_000_000_000  # of the processes of a team: they draw different pairs
 _LICENCE = "Apache-2.0"
 _MEANS = ("loss", "error", "matching", "motion", "gradient")  # of the steps since the last row
 
@@ -89,8 +89,8 @@ class Run:
         self.folder, self.config, self.device, self.team = folder, config, device, team
         self.progress = saved.progress if saved else Progress()
         torch.manual_seed(config.seed)
-        own_seed = (config.seed + _SEEDS_APART * team.rank) % 2**31
-        generator = torch.Generator(device).manual_seed(chunk_seed(own_seed, -1 - self.progress.steps))
+        chunks = self.progress.chunks + _CHUNKS_APART * team.rank
+        generator = torch.Generator(device).manual_seed(chunk_seed(config.seed + team.rank, -1 - self.progress.steps))
         model = make_network(config, device, saved)
         settings = StepSettings(
             matching=config.matching,
@@ -103,8 +103,8 @@ class Run:
         if saved:
             restore(self.learner, saved)
         self.stages = chosen(all_stages(model.config), _stage_names(config))
-        self.stream = make_stream(replace(config, seed=own_seed), device, source, self.progress.chunks)
-        self._order = torch.Generator().manual_seed(chunk_seed(own_seed, self.progress.steps))
+        self.stream = make_stream(config, device, source, chunks)
+        self._order = torch.Generator().manual_seed(chunk_seed(config.seed + team.rank, self.progress.steps))
         self._rate = config.learning_rate or (_FINE_RATE if config.checkpoint else _SCRATCH_RATE)
         self._held_out: PairBatch | None = None
         self._rows: list[StepResult] = []
