@@ -139,7 +139,7 @@ def keywords_from_config(config: NetworkConfig) -> dict[str, Any]:
 
 
 def _rope_base(value: Any) -> float:
-    match = re.fullmatch(r"RoPE([^+]+)(\+places)?", value) if isinstance(value, str) else None
+    match = re.fullmatch(rf"RoPE([^+]+)({re.escape(_PLACES)})?", value) if isinstance(value, str) else None
     if match is None:
         raise ValueError(f"pos_embed must be 'RoPE' and its base, then perhaps {_PLACES!r}, got {value!r}")
     return float(match[1])
