@@ -1,7 +1,10 @@
 """Several processes train one network: real ones, as torchrun starts them."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -83,3 +86,25 @@ def test_a_run_of_two_processes_counts_the_pairs_of_both_and_goes_on_with_one(tm
     assert went_on.returncode == 0, went_on.stderr
     assert "48 of 48" in went_on.stdout
     assert read_run(tmp_path / "run" / STATE).progress.steps == 7
+
+
+def test_an_interruption_sent_to_all_of_them_saves_the_run(tmp_path, start):
+    options = ("--device", "cpu", "--workers", "0", "--assess-pairs", "0", "--textures", "64", "--stages", "full")
+    sizes = ("--batch", "4", "--pool", "64", "--checkpoint", str(start), "-v")
+    command = [*TORCHRUN, "-m", "dust3r_ros", "train", "--out", "run", *options, *sizes]
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        running = subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 200
+        while "pairs, full" not in log.read_text():
+            assert running.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        members = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        for process in (*members, running.pid):  # as a service manager does; torchrun then passes it on once more
+            os.kill(int(process), signal.SIGINT)
+        running.wait(timeout=60)
+    finally:
+        running.kill()
+    assert "the same command goes on" in log.read_text(), log.read_text()
+    assert read_run(tmp_path / "run" / STATE).progress.pairs >= 8
