@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dust3r_ros.network.heads import tiles_from
 from dust3r_ros.training.cameras import sample_pairs
-from dust3r_ros.training.photometric import degrade
+from dust3r_ros.training.photometric import OtherLight, degrade
 from dust3r_ros.training.render import render
 from dust3r_ros.training.scenes import SceneSampler
 from dust3r_ros.training.solids import TensorFields
@@ -54,6 +54,10 @@ class PairBatch(TensorFields):
         k[..., 2] = self.size[1] - k[..., 2]
         pose = signs[:, None] * self.second_to_first * signs
         return PairBatch(self.rgb.flip(3), self.depth.flip(3), k, pose)
+
+    def relit(self, light: OtherLight) -> PairBatch:
+        """The same places in other light."""
+        return PairBatch(light(self.rgb), self.depth, self.intrinsics, self.second_to_first)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""What a real camera does to a perfect picture: exposure, colour cast, vignetting, blur, noise, JPEG."""
+"""What a real camera does to a perfect picture: exposure, cast, vignetting, blur, noise, JPEG; and other light."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ _CHROMA = (
 )  # fmt: skip
 _TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))  # JFIF
 _BLUR_REACH = 3  # pixels
+_MOST_SATURATION = 1.5
+_TINT_STOPS = 0.3
+_LIGHT_STOPS = 1.2
+_LIGHT_GRID = (4, 5)
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,48 @@ def degrade(images: Tensor, generator: torch.Generator, limits: PhotometricRange
     compressed = jpeg(result, uniform(*limits.jpeg_quality).flatten())
     result = torch.where(uniform(0, 1) < limits.jpeg_share, compressed, result)
     return result.permute(0, 2, 3, 1).reshape(images.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class OtherLight:
+    """Other colours and uneven light for N pairs of views.
+
+    ``palettes`` (N, 3, 3): matrices for RGB columns that leave grey nearly grey. ``stops`` (N, 2, h, w): how much
+    brighter each view becomes, powers of two at coarse places all over the image; smooth in between.
+    """
+
+    palettes: Tensor
+    stops: Tensor
+
+    def __call__(self, rgb: Tensor) -> Tensor:
+        """The pairs (N, 2, H, W, 3) uint8 in this light; what gets too bright is white."""
+        pixels = (rgb.float().flatten(1, 3) @ self.palettes.transpose(-1, -2)).view(rgb.shape)
+        gain = torch.nn.functional.interpolate(self.stops, rgb.shape[2:4], mode="bicubic", align_corners=True).exp2_()
+        return pixels.mul_(gain[..., None]).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def random_light(count: int, generator: torch.Generator) -> OtherLight:
+    """Light for ``count`` pairs: what is learnt of shape must not hang on colours or on what is bright.
+
+    Those of rendered scenes are not those of the world: there a bright upper half is mostly sky, here often a lit wall.
+    Hues turn mostly by little, saturation is scaled by 0 to ``_MOST_SATURATION``. Brightness rises or falls from top to
+    bottom and from side to side, with bumps.
+    """
+    device = generator.device
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand((count, *shape), generator=generator, device=device)
+
+    angle = math.pi * uniform(-1, 1, 1, 1) * uniform(0, 1, 1, 1)
+    grey = torch.full((3, 3), 1 / 3, device=device)
+    turn = torch.linalg.cross(torch.eye(3, device=device), torch.full((3, 3), 3**-0.5, device=device))
+    chroma = angle.cos() * (torch.eye(3, device=device) - grey) + angle.sin() * turn
+    palettes = grey + _MOST_SATURATION * uniform(0, 1, 1, 1) * chroma
+    tint = torch.exp2(_TINT_STOPS * uniform(-1, 1, 3, 1))
+    down, across = (torch.linspace(-1, 1, n, device=device) for n in _LIGHT_GRID)
+    slope = uniform(-1, 1, 2, 1, 1) * down[:, None] + 0.5 * uniform(-1, 1, 2, 1, 1) * across
+    bumps = 0.4 * torch.randn((count, 2, *_LIGHT_GRID), generator=generator, device=device)
+    return OtherLight(tint * palettes, _LIGHT_STOPS * uniform(0, 1, 2, 1, 1) * (slope + bumps))
 
 
 def jpeg(images: Tensor, quality: Tensor) -> Tensor:

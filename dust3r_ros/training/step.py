@@ -19,6 +19,7 @@ from dust3r_ros.training.croco import Completion, CompletionHead, random_mask
 from dust3r_ros.training.losses import motion_loss, pointmap_loss
 from dust3r_ros.training.optimiser import Optimiser
 from dust3r_ros.training.pairs import PairBatch, network_images, pair_geometry, token_matches
+from dust3r_ros.training.photometric import random_light
 from dust3r_ros.training.stages import Task
 from dust3r_ros.training.team import Team
 
@@ -92,7 +93,7 @@ class Learner:
         A step whose gradient is not finite changes nothing; its ``gradient`` says so.
         """
         times = [time.perf_counter()]
-        batch = self._turned(batch)
+        batch = self._varied(batch)
         images = network_images(batch, self.generator)
         times.append(time.perf_counter())
         with self._computing():
@@ -116,11 +117,12 @@ class Learner:
         model.load_state_dict(self.average)
         return model.eval()
 
-    def _turned(self, batch: PairBatch) -> PairBatch:
-        """Mirrored and swapped at random, the whole batch at once: every pair is drawn several times."""
+    def _varied(self, batch: PairBatch) -> PairBatch:
+        """Mirrored and swapped at random, the whole batch at once, and relit: every pair is drawn several times."""
         mirror, swap = (torch.rand(2, generator=self.generator, device=self.generator.device) < 0.5).tolist()
         batch = batch.mirrored() if mirror else batch
-        return batch.swapped() if swap else batch
+        batch = batch.swapped() if swap else batch
+        return batch.relit(random_light(len(batch), self.generator))
 
     def _complete(self, images: Tensor) -> _Losses:
         patch = self.model.config.patch

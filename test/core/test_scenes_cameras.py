@@ -8,7 +8,7 @@ import torch
 
 from dust3r_ros.geometry import rotation_angle_deg
 from dust3r_ros.training.cameras import MIN_CLEARANCE, Motion, look_at, overlap, sample_intrinsics, sample_pairs
-from dust3r_ros.training.photometric import PhotometricRange, degrade, jpeg
+from dust3r_ros.training.photometric import OtherLight, PhotometricRange, degrade, jpeg, random_light
 from dust3r_ros.training.render import render_depth
 from dust3r_ros.training.scenes import SceneKind, SceneSampler
 from dust3r_ros.training.textures import make_atlas, pack_atlas
@@ -186,6 +186,34 @@ def test_no_flaws_when_every_limit_is_nothing():
     none = PhotometricRange(0, 0, 0, 0, 0, 0, 0)
     images = 0.1 + 0.8 * torch.rand((3, 24, 40, 3), generator=seeded(1))
     torch.testing.assert_close(degrade(images, seeded(1), none), images, atol=1e-5, rtol=0)
+
+
+def test_light_changes_colours_hardly_greys_and_brightness_smoothly():
+    light, again = random_light(500, seeded(1)), random_light(500, seeded(1))
+    assert torch.equal(light.palettes, again.palettes) and torch.equal(light.stops, again.stops)
+    grey = light.palettes @ torch.ones(3)
+    assert grey.min() > 2**-0.31 and grey.max() < 2**0.31
+    red = light.palettes @ torch.tensor([1.0, 0.0, 0.0]) / grey  # without the tint
+    torch.testing.assert_close((light.palettes / grey[..., None]).sum(-1), torch.ones(500, 3))
+    chroma = (red - 1 / 3).norm(dim=-1) / (2 / 3) ** 0.5  # against the chroma of pure red
+    assert chroma.min() < 0.1 and 1.4 < chroma.max() <= 1.5 + 1e-4
+    assert (red.argmax(-1) == 0).float().mean() > 0.6  # most hues turn by little, some all the way
+    assert set(red.argmax(-1).tolist()) == {0, 1, 2}
+    top, bottom = light.stops[:, :, 0].mean(-1), light.stops[:, :, -1].mean(-1)
+    assert 0.4 < (top > bottom).float().mean() < 0.6
+    assert (top - bottom).abs().max() > 1.5
+
+
+def test_light_brightens_where_its_stops_say():
+    stops = torch.zeros(2, 2, 4, 5)
+    stops[0, 1] = torch.linspace(1, -1, 4)[:, None]
+    light = OtherLight(torch.eye(3).repeat(2, 1, 1), stops)
+    rgb = torch.full((2, 2, 31, 40, 3), 100, dtype=torch.uint8)
+    lit = light(rgb)
+    assert torch.equal(lit[0, 0], rgb[0, 0]) and torch.equal(lit[1], rgb[1])
+    rows = lit[0, 1, :, 7, 1]
+    assert rows[0] == 200 and rows[-1] == 50 and abs(int(rows[15]) - 100) <= 1
+    assert (rows[1:].int() <= rows[:-1].int()).all()
 
 
 def test_jpeg_loses_what_a_real_encoder_loses():

@@ -16,6 +16,7 @@ from dust3r_ros.training.pairs import (
     pair_geometry,
     token_matches,
 )
+from dust3r_ros.training.photometric import OtherLight
 
 SIZE = (56, 84)
 COLUMNS = SIZE[1] // PATCH
@@ -112,6 +113,17 @@ def test_a_mirrored_pair_has_mirrored_points_and_matches(rendered):
     match = token_matches(wall.mirrored(), PATCH).view(-1, COLUMNS)
     assert (match[:, -1] == -1).all()
     assert match[0, 0] == 1
+
+
+def test_relit_views_keep_their_geometry_and_both_take_the_pairs_own_palette(rendered):
+    batch = rendered.make(ChunkRequest(7, SIZE, (0.03, 1.0)))[:2]
+    exchange = torch.tensor([[0.0, 1, 0], [1, 0, 0], [0, 0, 0.5]])  # red with green, half the blue
+    other = batch.relit(OtherLight(torch.stack([torch.eye(3), exchange]), torch.zeros(2, 2, 2, 2)))
+    assert torch.equal(other.rgb[0], batch.rgb[0])
+    red, green, blue = batch.rgb[1].unbind(-1)
+    assert torch.equal(other.rgb[1], torch.stack([green, red, (blue / 2).round().to(torch.uint8)], -1))
+    for name in ("depth", "intrinsics", "second_to_first"):
+        assert torch.equal(getattr(other, name), getattr(batch, name))
 
 
 def test_swapped_geometry_is_the_same_world(rendered):
