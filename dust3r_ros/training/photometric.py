@@ -88,7 +88,7 @@ class OtherLight:
 def random_light(count: int, generator: torch.Generator) -> OtherLight:
     """Light for ``count`` pairs: what is learnt of shape must not hang on colours or on what is bright.
 
-    Those of rendered scenes are not those of the world: there a bright upper half is mostly sky, here often a lit wall.
+    In rendered scenes a bright upper half is mostly sky, in the world often a lit wall.
     Hues turn mostly by little, saturation is scaled by 0 to ``_MOST_SATURATION``. Brightness rises or falls from top to
     bottom and from side to side, with bumps.
     """
