@@ -22,6 +22,7 @@ from dust3r_ros.training.state import SavedRun
 
 _CPU_BATCH, _GPU_BATCH = 8, 64
 _LARGEST_GROWTH = 4  # of the batch for small images
+_PLAIN = 0.4  # of the surfaces: most of what people build is of one colour
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +61,7 @@ def make_stream(config: TrainingConfig, device: torch.device, source: Source | N
     if source is None:
         settings = RenderSettings(
             config.seed, config.textures, photographs=importlib.util.find_spec("skimage") is not None,
-            scenes=128 if on_gpu else 20, device=str(device),
+            plain=_PLAIN, scenes=128 if on_gpu else 20, device=str(device),
         )  # fmt: skip
         source = Source(partial(rendered_source, settings), settings.chunk)
     alone = on_gpu or config.workers == 0

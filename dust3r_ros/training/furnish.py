@@ -24,13 +24,14 @@ GROUNDS = ("speckle", "cobbles", "clouds", "bricks")
 FACADES = ("facade", "facade", "bricks", "spines", "lettering")
 _CANDIDATES = 12
 _SLOTS = 4  # materials of one object
+_COUNTLESS = 1e4  # tiles a metre
 
 
 class Draw:
-    """Random numbers for a batch of ``count`` scenes on one device."""
+    """Random numbers for a batch of ``count`` scenes on one device; ``plain`` is the share of untextured surfaces."""
 
-    def __init__(self, generator: torch.Generator, atlas: TextureAtlas, count: int) -> None:
-        self.generator, self.atlas, self.count = generator, atlas, count
+    def __init__(self, generator: torch.Generator, atlas: TextureAtlas, count: int, plain: float = 0.0) -> None:
+        self.generator, self.atlas, self.count, self.plain = generator, atlas, count, plain
         self.device = atlas.texels.device
         self._rounds = (atlas.count - atlas.photographs) // len(PATTERNS)
         if self._rounds < 1:
@@ -99,13 +100,29 @@ class SurfaceChoice:
     tint: Tensor
     look: Tensor
 
+    def partly_plain(self, draw: Draw) -> SurfaceChoice:
+        """The same with a share ``draw.plain`` of surfaces of one colour, as paint and plastic are, black to white.
+
+        Scenes differ: some have few of them, some hardly anything else. A texture of countless tiles is one colour.
+        """
+        if not draw.plain:
+            return self
+        count = self.tint.shape[1]
+        plain = (draw.uniform(0, 1, count) < 2 * draw.plain * draw.uniform(0, 1, 1))[..., None]
+        chroma = draw.uniform(0, 0.8, count, 3) * draw.uniform(0, 1, count, 1)
+        colour = 0.25 * 9 ** draw.uniform(0, 1, count, 1) * (1 - chroma)  # of the texture's mean, about a half
+        tiles, tint, look = self.tiles_per_metre.clone(), self.tint, self.look.clone()
+        tiles[..., :1] = torch.where(plain, _COUNTLESS, tiles[..., :1])
+        look[..., 1:2] *= torch.where(plain, draw.uniform(0, 0.4, count, 1), 1.0)
+        return SurfaceChoice(self.layers, tiles, torch.where(plain, colour, tint), look)
+
     def extended(self, placed: Placed, draw: Draw, kind: Tensor, to_world: Tensor) -> Materials:
         """Materials of structure and objects; ``kind`` (B, P) and ``to_world`` (B, P, 3, 4) of all solids.
 
         Textures lie in each solid's own frame, those of triangles in the world's, so that they run on over a mesh.
         """
         slots = int(placed.slot.max()) + 1
-        chosen = _object_surfaces(draw, slots)
+        chosen = _object_surfaces(draw, slots).partly_plain(draw)
 
         def of(values: Tensor) -> Tensor:
             index = placed.slot.reshape(*placed.slot.shape, *(1,) * (values.ndim - 2))
@@ -234,7 +251,8 @@ def structure_materials(draw: Draw, boxes: Tensor, *, indoor: bool) -> SurfaceCh
         tile[:, 4:] = boxes[:, 4:, :, :3].abs().sum((-1, -2)) * 2 + 0.2
     scale = torch.stack([1 / tile, 1 / draw.uniform(0.2, 0.9, count)], -1)
     look = _look(draw, count, shiny=0.2)
-    return SurfaceChoice(torch.stack([torch.cat([first, others], 1), detail], -1), scale, _tint(draw, count), look)
+    layers = torch.stack([torch.cat([first, others], 1), detail], -1)
+    return SurfaceChoice(layers, scale, _tint(draw, count), look).partly_plain(draw)
 
 
 def _tint(draw: Draw, count: int) -> Tensor:

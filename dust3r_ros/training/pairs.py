@@ -160,14 +160,15 @@ class PairSource(Protocol):
 class RenderSettings:
     """What ``RenderedPairs`` is made of; small, so that it can be sent to another process.
 
-    ``textures`` of ``texture_size`` pixels a side, with ``photographs`` or without; a chunk has ``scenes`` scenes with
-    ``pairs`` pairs of views each.
+    ``textures`` of ``texture_size`` pixels a side, with ``photographs`` or without; ``plain`` is the share of surfaces
+    without a texture; a chunk has ``scenes`` scenes with ``pairs`` pairs of views each.
     """
 
     seed: int = 0
     textures: int = 256
     texture_size: int = 256
     photographs: bool = False
+    plain: float = 0.0
     scenes: int = 20
     pairs: int = 4
     device: str = "cpu"
@@ -185,7 +186,8 @@ class RenderedPairs:
         self.settings = settings
         generator = torch.Generator().manual_seed(settings.seed)
         atlas = make_atlas(settings.textures, settings.texture_size, generator, photographs=settings.photographs)
-        self._sampler = SceneSampler(atlas.to(settings.device), seed=zlib.crc32(f"objects {settings.seed}".encode()))
+        objects = zlib.crc32(f"objects {settings.seed}".encode())
+        self._sampler = SceneSampler(atlas.to(settings.device), seed=objects, plain=settings.plain)
 
     @torch.inference_mode()
     def make(self, request: ChunkRequest) -> PairBatch:

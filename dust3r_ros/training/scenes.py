@@ -109,10 +109,13 @@ def concatenate(batches: Sequence[SceneBatch]) -> SceneBatch:
 
 
 class SceneSampler:
-    """Draws scenes from a texture atlas and libraries of objects; keep one and sample from it again and again."""
+    """Draws scenes from a texture atlas and libraries of objects; keep one and sample from it again and again.
 
-    def __init__(self, atlas: TextureAtlas, *, variants: int = 420, seed: int = 0) -> None:
-        self.atlas = atlas
+    ``plain`` is the share of surfaces without a texture.
+    """
+
+    def __init__(self, atlas: TextureAtlas, *, variants: int = 420, seed: int = 0, plain: float = 0.0) -> None:
+        self.atlas, self.plain = atlas, plain
         device = atlas.texels.device
         self.indoor: ObjectLibrary = make_library(objects.INDOOR, variants, seed).to(device)
         self.outdoor: ObjectLibrary = make_library(objects.OUTDOOR, variants, seed + 1).to(device)
@@ -125,7 +128,7 @@ class SceneSampler:
 
         ``size`` fixes length (x), width (y) and height of rooms and corridors, metres; random when None.
         """
-        draw = Draw(generator, self.atlas, count)
+        draw = Draw(generator, self.atlas, count, self.plain)
         if kind is SceneKind.OUTDOOR:
             return self._outdoor(draw)
         low, high = (

@@ -189,6 +189,23 @@ def test_points_of_one_view_lie_on_the_same_surface_and_colour_in_another(sample
     assert difference[seen].median() < 0.04
 
 
+def test_a_share_of_the_surfaces_is_plain_and_differs_by_scene(sampler):
+    plainer = SceneSampler(sampler.atlas, variants=60, plain=0.4)
+    scenes = plainer.mixed(40, torch.Generator().manual_seed(5))
+    there = scenes.solids.kind != Kind.EMPTY
+    plain = (scenes.materials.tiles_per_metre[..., 0] > 1e3) & there
+    assert 0.3 < plain.sum() / there.sum() < 0.5
+    shares = plain.sum(1) / there.sum(1)
+    assert shares.min() < 0.15 and shares.max() > 0.65
+    rooms = scenes.select(slice(0, 20))
+    views = render(rooms, pose_at(rooms), torch.tensor([160.0, 160.0, 96.0, 72.0]), (144, 192), antialias=False)
+    shape = views.shape[:, 0]
+    inside = (shape[:, :, 1:] == shape[:, :, :-1]) & (views.normals[:, 0, :, 1:] == views.normals[:, 0, :, :-1]).all(-1)
+    change = (views.rgb[:, 0, :, 1:] - views.rgb[:, 0, :, :-1]).abs().mean(-1)
+    of_plain = plain[:20].gather(1, shape[:, :, 1:].flatten(1).clamp(min=0)).view_as(inside)
+    assert change[inside & of_plain].median() < 0.3 * change[inside & ~of_plain].median()
+
+
 def test_normals_are_those_of_the_points(sampler):
     scenes = scene(sampler, SceneKind.ROOM)
     views = render(scenes, pose_at(scenes), torch.tensor([160.0, 160.0, 96.0, 72.0]), (144, 192))
