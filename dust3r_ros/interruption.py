@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_ONE_INTERRUPTION = 1.0  # seconds; one may come twice: from who sends it to all processes, and passed on by a parent
+_ONE_INTERRUPTION = 0.5  # seconds; one may come twice: from who sends it to all processes, and passed on by a parent
 
 
 @contextmanager
 def interruption() -> Iterator[Callable[[], bool]]:
-    """Asks whether SIGINT or SIGTERM came since; one more, over a second later, acts as usual.
+    """Asks whether SIGINT or SIGTERM came since; one more, half a second later or after, acts as usual.
 
     Only the main thread can be asked.
     """
