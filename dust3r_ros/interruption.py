@@ -18,27 +18,29 @@ def interruption() -> Iterator[Callable[[], bool]]:
 
     Only the main thread can be asked.
     """
-    came = threading.Event()
-    since = 0.0
+    first: float | None = None
+
+    def came() -> bool:
+        return first is not None
+
     if threading.current_thread() is not threading.main_thread():
-        yield came.is_set
+        yield came
         return
     usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: Any) -> None:
-        nonlocal since
+        nonlocal first
         now = time.monotonic()
-        if not came.is_set():
-            came.set()
-            since = now
-        elif now - since > _ONE_INTERRUPTION:
+        if first is None:
+            first = now
+        elif now - first > _ONE_INTERRUPTION:
             signal.signal(number, usual[signal.Signals(number)])
             signal.raise_signal(number)
 
     for number in usual:
         signal.signal(number, note)
     try:
-        yield came.is_set
+        yield came
     finally:
         for number, handler in usual.items():
             signal.signal(number, handler)

@@ -111,10 +111,10 @@ class SurfaceChoice:
         plain = (draw.uniform(0, 1, count) < 2 * draw.plain * draw.uniform(0, 1, 1))[..., None]
         chroma = draw.uniform(0, 0.8, count, 3) * draw.uniform(0, 1, count, 1)
         colour = 0.25 * 9 ** draw.uniform(0, 1, count, 1) * (1 - chroma)  # of the texture's mean, about a half
-        tiles, tint, look = self.tiles_per_metre.clone(), self.tint, self.look.clone()
-        tiles[..., :1] = torch.where(plain, _COUNTLESS, tiles[..., :1])
+        tiles, look = self.tiles_per_metre.clone(), self.look.clone()
+        tiles[..., :1].masked_fill_(plain, _COUNTLESS)
         look[..., 1:2] *= torch.where(plain, draw.uniform(0, 0.4, count, 1), 1.0)
-        return SurfaceChoice(self.layers, tiles, torch.where(plain, colour, tint), look)
+        return SurfaceChoice(self.layers, tiles, torch.where(plain, colour, self.tint), look)
 
     def extended(self, placed: Placed, draw: Draw, kind: Tensor, to_world: Tensor) -> Materials:
         """Materials of structure and objects; ``kind`` (B, P) and ``to_world`` (B, P, 3, 4) of all solids.
@@ -122,7 +122,7 @@ class SurfaceChoice:
         Textures lie in each solid's own frame, those of triangles in the world's, so that they run on over a mesh.
         """
         slots = int(placed.slot.max()) + 1
-        chosen = _object_surfaces(draw, slots).partly_plain(draw)
+        chosen = _object_surfaces(draw, slots)
 
         def of(values: Tensor) -> Tensor:
             index = placed.slot.reshape(*placed.slot.shape, *(1,) * (values.ndim - 2))
@@ -235,7 +235,8 @@ def _object_surfaces(draw: Draw, slots: int) -> SurfaceChoice:
         -1,
     )
     scale = torch.stack([1 / draw.uniform(0.35, 1.6, slots), 1 / draw.uniform(0.12, 0.5, slots)], -1)
-    return SurfaceChoice(layers, scale, _tint(draw, slots), _look(draw, slots, shiny=0.35))
+    choice = SurfaceChoice(layers, scale, _tint(draw, slots), _look(draw, slots, shiny=0.35))
+    return choice.partly_plain(draw)
 
 
 def structure_materials(draw: Draw, boxes: Tensor, *, indoor: bool) -> SurfaceChoice:

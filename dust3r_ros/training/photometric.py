@@ -20,10 +20,10 @@ _CHROMA = (
 )  # fmt: skip
 _TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))  # JFIF
 _BLUR_REACH = 3  # pixels
-_MOST_SATURATION = 1.5
-_TINT_STOPS = 0.3
-_LIGHT_STOPS = 1.2
-_LIGHT_GRID = (4, 5)
+_MOST_SATURATION = 1.5  # times what it was
+_TINT_STOPS = 0.3  # of each channel, either way
+_LIGHT_STOPS = 1.2  # in the image's upper and lower edge, either way, and half as much at its sides
+_LIGHT_GRID = (4, 5)  # rows, columns
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ def degrade(images: Tensor, generator: torch.Generator, limits: PhotometricRange
     count = len(shaped)
 
     def uniform(low: float, high: float, channels: int = 1) -> Tensor:
-        spread = torch.rand((count, channels, 1, 1), generator=generator, device=images.device)
-        return low + (high - low) * spread
+        return _uniform(generator, low, high, count, channels, 1, 1)
 
     result = _blur(shaped, limits.blur_px * uniform(0, 1) ** 2)
     result = result * _vignette(shaped.shape[-2:], images.device, limits.vignette * uniform(0, 1) ** 2)
@@ -95,7 +94,7 @@ def random_light(count: int, generator: torch.Generator) -> OtherLight:
     device = generator.device
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand((count, *shape), generator=generator, device=device)
+        return _uniform(generator, low, high, count, *shape)
 
     angle = math.pi * uniform(-1, 1, 1, 1) * uniform(0, 1, 1, 1)
     grey = torch.full((3, 3), 1 / 3, device=device)
@@ -125,6 +124,10 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     chroma = torch.nn.functional.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)
     back = torch.einsum("dc,nchw->ndhw", torch.linalg.inv(matrix), torch.cat([luma, chroma], 1))
     return (back[..., :height, :width].round() / 255).clamp(0, 1)
+
+
+def _uniform(generator: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=generator, device=generator.device)
 
 
 def _table(values: tuple[int, ...], scale: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from dust3r_ros.training.state import read_run
 from dust3r_ros.training.team import Team, team_of_environment
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+OPTIONS = ("--device", "cpu", "--workers", "0", "--assess-pairs", "0", "--textures", "64", "--stages", "full")
 MEMBER = """
 import sys
 from pathlib import Path
@@ -68,9 +69,8 @@ def start(tmp_path) -> Path:
 
 
 def test_a_run_of_two_processes_counts_the_pairs_of_both_and_goes_on_with_one(tmp_path, start):
-    options = ("--device", "cpu", "--workers", "0", "--assess-pairs", "0", "--textures", "64", "--stages", "full")
     sizes = ("--batch", "4", "--pool", "64", "--precision", "float32")
-    command = ("-m", "dust3r_ros", "train", "--out", tmp_path / "run", *options)
+    command = ("-m", "dust3r_ros", "train", "--out", tmp_path / "run", *OPTIONS)
     ran = torchrun(*command, *sizes, "--checkpoint", start, "--pairs", "40", "-v", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("40 of 40") == 1, ran.stdout
@@ -89,9 +89,8 @@ def test_a_run_of_two_processes_counts_the_pairs_of_both_and_goes_on_with_one(tm
 
 
 def test_an_interruption_sent_to_all_of_them_saves_the_run(tmp_path, start):
-    options = ("--device", "cpu", "--workers", "0", "--assess-pairs", "0", "--textures", "64", "--stages", "full")
     sizes = ("--batch", "4", "--pool", "64", "--checkpoint", str(start), "-v")
-    command = [*TORCHRUN, "-m", "dust3r_ros", "train", "--out", "run", *options, *sizes]
+    command = [*TORCHRUN, "-m", "dust3r_ros", "train", "--out", "run", *OPTIONS, *sizes]
     log = tmp_path / "log"
     with log.open("w") as file:
         running = subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=subprocess.STDOUT)
