@@ -16,6 +16,8 @@ import numpy as np
 import rclpy
 from layers import FOCAL_PX, HEIGHT, WIDTH, layered_view
 from rclpy.duration import Duration
+from rclpy.node import Node
+from rclpy.publisher import Publisher
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from dust3r_ros.data import Intrinsics
@@ -87,6 +89,31 @@ def through_lens(straight: np.ndarray) -> np.ndarray:
 
 
 _GREETINGS = 20
+_CAMERAS = 3
+
+
+def heard(arguments: argparse.Namespace) -> tuple[Node, Publisher, Publisher | None]:
+    """A camera that the node has found: its ROS node, its images and its CameraInfo.
+
+    DDS was seen to leave two processes of one machine strangers for a minute; then a new camera is tried, as a driver
+    would be started again.
+    """
+    kind = CompressedImage if arguments.kinds[0] in COMPRESSED else Image
+    for _ in range(_CAMERAS):
+        rclpy.init(args=[])
+        node = rclpy.create_node("camera")
+        images, infos = node.create_publisher(kind, arguments.topic, image_qos(arguments.reliability, 100)), None
+        if arguments.info:
+            infos = node.create_publisher(CameraInfo, arguments.info, image_qos("reliable", 100))
+        publishers = [images] if infos is None else [images, infos]
+        deadline = time.monotonic() + PATIENCE_S / _CAMERAS
+        while time.monotonic() < deadline:
+            if all(publisher.get_subscription_count() for publisher in publishers):
+                return node, images, infos
+            rclpy.spin_once(node, timeout_sec=0.05)
+        node.destroy_node()
+        rclpy.shutdown()
+    raise TimeoutError(f"nobody subscribed to {arguments.topic}, to any of {_CAMERAS} cameras")
 
 
 def main() -> int:
@@ -102,17 +129,7 @@ def main() -> int:
     parser.add_argument("--frame", default=FRAME)
     parser.add_argument("--bent", action="store_true", help="the lens has distortion")
     arguments = parser.parse_args()
-    rclpy.init(args=[])
-    node = rclpy.create_node("camera")
-    kind = CompressedImage if arguments.kinds[0] in COMPRESSED else Image
-    images = node.create_publisher(kind, arguments.topic, image_qos(arguments.reliability, 100))
-    infos = node.create_publisher(CameraInfo, arguments.info, image_qos("reliable", 100)) if arguments.info else None
-    publishers = [images] if infos is None else [images, infos]
-    deadline = time.monotonic() + PATIENCE_S
-    while not all(publisher.get_subscription_count() for publisher in publishers):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"nobody subscribed to {arguments.topic}")
-        rclpy.spin_once(node, timeout_sec=0.05)
+    node, images, infos = heard(arguments)
     if infos is not None and arguments.kinds[0] != "jpeg_truncated":
         for _ in range(_GREETINGS):  # the node may have matched this publisher later than the images'
             infos.publish(described(stamp_of(arguments.first), arguments.frame, bent=arguments.bent))
