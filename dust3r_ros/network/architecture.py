@@ -34,7 +34,8 @@ class NetworkConfig:
     ``img_size`` is (height, width) in pixels of the training images, ``square`` whether they were square crops.
     ``head`` is ``linear`` or ``dpt``; ``dpt_dim`` the feature dimension of the DPT head (Ranftl et al. 2021).
     ``depth_mode`` and ``conf_mode`` are (curve, minimum, maximum). ``places`` adds absolute positions to the tokens
-    (``PlaceEmbed``), which no published network has. Raises ValueError for what cannot be built.
+    (``PlaceEmbed``) and measures relative ones by the image (``span``), which no published network does. Raises
+    ValueError for what cannot be built.
     """
 
     img_size: tuple[int, int] = (512, 512)
@@ -73,6 +74,11 @@ class NetworkConfig:
         _require(conf_fits, "conf_mode", "('exp', minimum >= 0, maximum)", self.conf_mode)
         _require(1 < self.rope_base < math.inf, "rope_base", "above 1", self.rope_base)
         _require(0 < self.mlp_ratio <= 16, "mlp_ratio", "above 0, at most 16", self.mlp_ratio)
+
+    @property
+    def span(self) -> int | None:
+        """How far rotary positions run along the longer side of any image; None where they count tokens."""
+        return max(self.img_size) // self.patch if self.places else None
 
     @property
     def image_size(self) -> ImageSize:

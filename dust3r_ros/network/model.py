@@ -16,7 +16,7 @@ from dust3r_ros.network.architecture import ModelSource, NetworkConfig
 from dust3r_ros.network.heads import confidence_from, image_from, make_head, points_from
 from dust3r_ros.network.layers import DecoderBlock, EncoderBlock, PatchEmbed, norm
 from dust3r_ros.network.places import PlaceEmbed
-from dust3r_ros.network.rope import rotation_cache
+from dust3r_ros.network.rope import rotation_caches
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +68,7 @@ class Dust3rNetwork(nn.Module):
         self.downstream_head2 = make_head(c)
         self.enc_places = PlaceEmbed(c.enc_dim) if c.places else None
         self.dec_places = PlaceEmbed(c.dec_dim) if c.places else None
-        self._enc_rotations = rotation_cache(c.enc_dim // c.enc_heads, c.rope_base)
-        self._dec_rotations = rotation_cache(c.dec_dim // c.dec_heads, c.rope_base)
+        self._enc_rotations, self._dec_rotations = rotation_caches(c)
 
     @property
     def device(self) -> torch.device:

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from dust3r_ros.network.architecture import NetworkConfig
 from dust3r_ros.network.tables import TableCache
 
 
@@ -24,13 +25,17 @@ class Rotation:
         return torch.complex(self.cos, self.sin).flatten(1)[:, None]
 
 
-def make_rotation(grid: tuple[int, int], head_dim: int, base: float, device: torch.device) -> Rotation:
+def make_rotation(
+    grid: tuple[int, int], head_dim: int, base: float, device: torch.device, span: int | None = None
+) -> Rotation:
     """The rotation of a (rows, columns) grid of tokens for heads of ``head_dim`` D (a multiple of 4) channels.
 
     Half of a head's channels turn with the row, half with the column; within each, D / 4 frequencies
-    ``base ** (-4 k / D)``.
+    ``base ** (-4 k / D)``. Positions are counted in tokens; with a ``span`` they run to it along the longer side of any
+    grid (position interpolation, Chen et al. 2023).
     """
-    rows, columns = (torch.arange(n, dtype=torch.float32, device=device) for n in grid)
+    step = 1.0 if span is None else span / max(grid)
+    rows, columns = (torch.arange(n, dtype=torch.float32, device=device) * step for n in grid)
     position = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).reshape(-1, 2)
     exponent = torch.arange(head_dim // 4, dtype=torch.float32, device=device) * (4 / head_dim)
     angle = position[:, :, None] * base**-exponent
@@ -60,6 +65,10 @@ def rotate_neighbours(x: Tensor, rotation: Rotation) -> Tensor:
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 
-def rotation_cache(head_dim: int, base: float) -> TableCache[Rotation]:
-    """Rotations for heads of ``head_dim`` channels, as ``make_rotation`` has them."""
-    return TableCache(lambda grid, device: make_rotation(grid, head_dim, base, device))
+def rotation_caches(config: NetworkConfig) -> tuple[TableCache[Rotation], TableCache[Rotation]]:
+    """The rotations of a network's encoder and of its decoders, as ``make_rotation`` has them."""
+
+    def cache(head_dim: int) -> TableCache[Rotation]:
+        return TableCache(lambda grid, device: make_rotation(grid, head_dim, config.rope_base, device, config.span))
+
+    return cache(config.enc_dim // config.enc_heads), cache(config.dec_dim // config.dec_heads)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dust3r_ros.network import Dust3rNetwork
-from dust3r_ros.network.rope import Rotation, rotation_cache
+from dust3r_ros.network.rope import Rotation, rotation_caches
 from dust3r_ros.training.losses import completion_loss
 
 
@@ -59,10 +59,8 @@ class Completion:
     """The task on a network's encoder and its first decoder."""
 
     def __init__(self, model: Dust3rNetwork, head: CompletionHead) -> None:
-        c = model.config
         self._model, self._head = model, head
-        self._enc_rotations = rotation_cache(c.enc_dim // c.enc_heads, c.rope_base)
-        self._dec_rotations = rotation_cache(c.dec_dim // c.dec_heads, c.rope_base)
+        self._enc_rotations, self._dec_rotations = rotation_caches(model.config)
 
     def loss(self, images: Tensor, mask: Mask) -> Tensor:
         """The error over the hidden patches of the first of two views, images (B, 2, 3, H, W) in [-1, 1]."""

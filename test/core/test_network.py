@@ -12,7 +12,7 @@ from network_golden import CONFIGS, MINI, golden_image, golden_model, golden_sta
 from dust3r_ros.network import Dust3rNetwork, NetworkConfig, count_parameters, for_inference
 from dust3r_ros.network.heads import confidence_from, points_from
 from dust3r_ros.network.places import FEATURES, place_features
-from dust3r_ros.network.rope import make_rotation, rotate, rotation_cache
+from dust3r_ros.network.rope import make_rotation, rotate, rotation_caches
 from dust3r_ros.ros.memory import release_memory
 
 OUTPUTS = {"points_i": "pts3d_1", "conf_i": "conf_1", "points_j": "pts3d_2_in_1", "conf_j": "conf_2"}
@@ -258,8 +258,30 @@ def test_rotary_frequencies():
     assert rotation.sin[row * 4 + column, 1, k].item() == pytest.approx(np.sin(column * 100 ** (-k / 4)))
 
 
+def test_rotary_positions_with_a_span_are_those_of_the_image():
+    """At half the resolution tokens are twice as far apart; at the span's own they are counted as ever."""
+    cpu = torch.device("cpu")
+    fine, coarse, counted = (
+        make_rotation(*spanned).cos.view(*spanned[0], 2, 4)
+        for spanned in (((6, 8), 16, 100.0, cpu, 8), ((3, 4), 16, 100.0, cpu, 8), ((6, 8), 16, 100.0, cpu))
+    )
+    assert torch.equal(fine, counted)
+    assert torch.allclose(coarse, fine[::2, ::2], atol=1e-6)
+
+
+def test_only_networks_with_places_measure_positions_by_the_image():
+    assert (MINI.span, replace(MINI, places=True).span) == (None, max(MINI.img_size) // MINI.patch)
+    cpu = torch.device("cpu")
+    for places in (False, True):
+        config = replace(MINI, places=places)
+        grid = (2, 2 * max(MINI.img_size) // MINI.patch)
+        for cache, head_dim in zip(rotation_caches(config), (16, 8)):
+            found = cache.get(grid, cpu)
+            assert torch.equal(found.sin, make_rotation(grid, head_dim, config.rope_base, cpu, config.span).sin)
+
+
 def test_rotation_cache_is_bounded_and_not_in_the_state_dict(mini):
-    cache = rotation_cache(16, 100.0)
+    cache, _ = rotation_caches(mini.config)
     for k in range(1, 200):
         cache.get((1, k), torch.device("cpu"))
     assert len(cache._tables) <= 64
