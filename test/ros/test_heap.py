@@ -28,7 +28,7 @@ if {release}:
 else:
     limit.keep(idle=False)
 print(resident_mb() - before)
-small = [np.ones(125_000) for _ in range(int(SLACK_MB) * 2 // 3)]
+small = [np.ones(125_000) for _ in range(int(SLACK_MB) // 2)]
 del small
 limit.keep(idle=False)
 print(resident_mb() - before)
