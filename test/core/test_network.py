@@ -269,15 +269,13 @@ def test_rotary_positions_with_a_span_are_those_of_the_image():
     assert torch.allclose(coarse, fine[::2, ::2], atol=1e-6)
 
 
-def test_only_networks_with_places_measure_positions_by_the_image():
-    assert (MINI.span, replace(MINI, places=True).span) == (None, max(MINI.img_size) // MINI.patch)
-    cpu = torch.device("cpu")
-    for places in (False, True):
-        config = replace(MINI, places=places)
-        grid = (2, 2 * max(MINI.img_size) // MINI.patch)
-        for cache, head_dim in zip(rotation_caches(config), (16, 8)):
-            found = cache.get(grid, cpu)
-            assert torch.equal(found.sin, make_rotation(grid, head_dim, config.rope_base, cpu, config.span).sin)
+@pytest.mark.parametrize(("places", "span"), [(False, None), (True, 4)])  # of images of 64 pixels, patches of 16
+def test_only_networks_with_places_measure_positions_by_the_image(places, span):
+    cpu, grid = torch.device("cpu"), (2, 8)
+    config = replace(MINI, places=places)
+    assert config.span == span
+    for cache, head_dim in zip(rotation_caches(config), (16, 8)):
+        assert torch.equal(cache.get(grid, cpu).sin, make_rotation(grid, head_dim, 100.0, cpu, span).sin)
 
 
 def test_rotation_cache_is_bounded_and_not_in_the_state_dict(mini):
